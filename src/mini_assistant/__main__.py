@@ -1,0 +1,69 @@
+"""The command line: `mini-assistant serve` runs the server, `mini-assistant check` says whether it could."""
+
+import argparse
+import asyncio
+import logging
+import sys
+from pathlib import Path
+
+import uvloop
+
+from mini_assistant import __version__, app
+from mini_assistant.errors import BackendError, ConfigError
+from mini_assistant.settings import Settings, load_settings
+
+_FLAGS = ("host", "port", "data_dir")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = load_settings(flags={name: getattr(options, name, None) for name in _FLAGS}, config_file=options.config)
+        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        for name in ("uvicorn", "alembic"):
+            logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
+        return options.run(settings)
+    except (ConfigError, BackendError, OSError) as exc:
+        print(f"mini-assistant: {exc}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mini-assistant", description="The OpenAI Assistants API v2, self-hosted.")
+    parser.add_argument("--version", action="version", version=f"mini-assistant {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="run the server", description="Run the server until Ctrl-C.")
+    serve.add_argument("--host", help="address to listen on (127.0.0.1)")
+    serve.add_argument("--port", type=int, help="port to listen on (8000); 0 takes a free one")
+    serve.set_defaults(run=_serve)
+    check = commands.add_parser(
+        "check", help="try each part of the server", description="Try each part of the server and say what is wrong."
+    )
+    check.set_defaults(run=_check)
+    for command in (serve, check):
+        command.add_argument("--data-dir", type=Path, help="folder of the embedded database (data)")
+        command.add_argument("--config", type=Path, help="config file (TOML); see docs/settings.md")
+    return parser
+
+
+def _serve(settings: Settings) -> int:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(app.serve(settings, _announce))
+    return 0
+
+
+def _announce(line: str) -> None:
+    print(line, flush=True)
+
+
+def _check(settings: Settings) -> int:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        parts = runner.run(app.checked_parts(settings))
+    for name, outcome in parts.items():
+        print(f"{name}: {outcome}" if isinstance(outcome, BackendError) else f"{name}: ok ({outcome})")
+    return 1 if any(isinstance(outcome, BackendError) for outcome in parts.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""The composition root: the only file that names concrete backends. `serve` runs the whole server until it is told to stop."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+
+import uvicorn
+
+from mini_assistant.assistants import routes as assistant_routes
+from mini_assistant.clock import SystemClock
+from mini_assistant.db.sqlite import SqliteDatabase
+from mini_assistant.errors import BackendError, ModelError
+from mini_assistant.events.local import LocalEventBus
+from mini_assistant.http import health
+from mini_assistant.http.api import Api
+from mini_assistant.http.openapi import openapi_route
+from mini_assistant.http.routing import Route
+from mini_assistant.models.base import ChatProvider
+from mini_assistant.models.builtin import BuiltinModel, builtin_capabilities
+from mini_assistant.models.openai_compatible import OpenAICompatible
+from mini_assistant.models.provider_limits import limits_of
+from mini_assistant.models.routing import BUILTIN, OPENAI, RoutedModels, provider_names
+from mini_assistant.queue.local import LocalRunQueue
+from mini_assistant.runs import routes as run_routes
+from mini_assistant.runs.leases import free_all_leases
+from mini_assistant.runs.worker import Worker
+from mini_assistant.services import Services
+from mini_assistant.settings import Settings
+from mini_assistant.threads import routes as thread_routes
+
+log = logging.getLogger("mini_assistant")
+
+DATABASE_FILE = "mini-assistant.sqlite3"
+
+
+def all_routes() -> list[Route]:
+    """Every route of the server."""
+    routes = [*assistant_routes.ROUTES, *thread_routes.ROUTES, *run_routes.ROUTES, *health.ROUTES]
+    return [*routes, openapi_route(routes)]
+
+
+def build_database(settings: Settings) -> SqliteDatabase:
+    """The database that the settings name, not opened yet."""
+    return SqliteDatabase(settings.data_dir / DATABASE_FILE)
+
+
+def build_models(settings: Settings) -> tuple[RoutedModels, BuiltinModel | None]:
+    """All models, and among them the built-in one when some name leads to it."""
+    providers: dict[str, ChatProvider] = {}
+    builtin: BuiltinModel | None = None
+    for name in provider_names(settings):
+        if name == BUILTIN:
+            builtin = providers[name] = BuiltinModel(settings)
+        else:
+            providers[name] = _endpoint(settings, name)
+    return RoutedModels(settings, providers, builtin_capabilities(settings)), builtin
+
+
+def _endpoint(settings: Settings, name: str) -> OpenAICompatible:
+    if name == OPENAI and name not in settings.providers:
+        return OpenAICompatible(name, settings.openai_base_url, api_key=settings.openai_api_key, limits=limits_of(settings, name))
+    provider = settings.providers[name]
+    key = settings.provider_keys.get(name, "")
+    return OpenAICompatible(name, provider.base_url, api_key=key, limits=limits_of(settings, name))
+
+
+@contextlib.asynccontextmanager
+async def open_services(settings: Settings) -> AsyncGenerator[Services]:
+    """All parts, ready to be used. Raises StoreUnavailable when the database cannot be opened."""
+    async with contextlib.AsyncExitStack() as stack:
+        db = build_database(settings)
+        await db.open()
+        stack.push_async_callback(db.close)
+        models, builtin = build_models(settings)
+        stack.push_async_callback(models.close)
+        if builtin is not None:
+            warming_up = asyncio.create_task(_warm_up(builtin))
+            stack.callback(warming_up.cancel)
+        services = Services(
+            db=db,
+            queue=LocalRunQueue(),
+            events=LocalEventBus(
+                ring_bytes_max=settings.event_ring_bytes_max,
+                memory_bytes_max=settings.event_memory_bytes_max,
+                retention_seconds=settings.event_retention_seconds,
+            ),
+            models=models,
+            tools={},
+            clock=SystemClock(),
+            settings=settings,
+        )
+        # The database is locked to this process, so whoever held a run before is gone.
+        await free_all_leases(services)
+        yield services
+
+
+async def _warm_up(builtin: BuiltinModel) -> None:
+    """Load the built-in model while nobody waits for it. A failure shows again, to the owner, in the first run."""
+    try:
+        await builtin.start()
+    except ModelError as exc:
+        log.warning("The built-in model cannot be loaded: %s", exc.message)
+
+
+@contextlib.asynccontextmanager
+async def running_server(settings: Settings) -> AsyncGenerator[str]:
+    """The server inside this process, accepting requests; gives its address."""
+    async with open_services(settings) as services:
+        worker = asyncio.create_task(Worker(services).run())
+        server = uvicorn.Server(_uvicorn_config(settings, Api(services, all_routes())))
+        listener = _listener(settings)
+        serving = asyncio.create_task(server.serve([listener]))
+        try:
+            while not server.started and not serving.done():
+                await asyncio.sleep(0.005)
+            host, port = listener.getsockname()[:2]
+            yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        finally:
+            server.should_exit = True
+            await serving
+            worker.cancel()
+            await asyncio.gather(worker, return_exceptions=True)
+
+
+def _uvicorn_config(settings: Settings, api: Callable[..., object]) -> uvicorn.Config:
+    return uvicorn.Config(
+        api,  # type: ignore[arg-type]
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=max(1, int(settings.shutdown_grace_seconds)),
+    )
+
+
+def _listener(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((settings.host, settings.port))
+    listener.listen(2048)
+    return listener
+
+
+async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
+    """Run the server until SIGINT or SIGTERM. announce: told each line that a person at the terminal should see."""
+    announce(model_line(settings))
+    async with running_server(settings) as address:
+        announce(f"mini-assistant is ready at {address}/v1")
+        await _until_told_to_stop()
+
+
+def model_line(settings: Settings) -> str:
+    """One line that says which model answers, and how to have another."""
+    if provider_names(settings) == [BUILTIN]:
+        return (
+            "Every model name is answered by the built-in SmolLM2-135M: small, offline and often wrong. "
+            "For a real model set OPENAI_BASE_URL and OPENAI_API_KEY, or write a config file (docs/settings.md)."
+        )
+    if not settings.providers:
+        return f"Every model name is answered by {settings.openai_base_url}."
+    return f"Models are answered by: {', '.join(provider_names(settings))}."
+
+
+async def checked_parts(settings: Settings) -> Mapping[str, str | BackendError]:
+    """Try each part of the server; what it says of itself, or why it cannot be used."""
+    database = build_database(settings)
+    models, _ = build_models(settings)
+    try:
+        return {
+            "database": await _outcome(database.check()),
+            "model": await _outcome(models.check()),
+            "queue": "in this process; runs that wait are rows of the database",
+        }
+    finally:
+        await models.close()
+
+
+async def _outcome(check: Awaitable[str]) -> str | BackendError:
+    try:
+        return await check
+    except BackendError as exc:
+        return exc
+
+
+async def _until_told_to_stop() -> None:
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, told.set)
+    await told.wait()

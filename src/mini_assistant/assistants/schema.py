@@ -1,0 +1,194 @@
+"""The wire shape of assistants, and of what threads and runs share with them: tools, tool resources, response formats, metadata.
+
+Source: openapi-assistants.json, CreateAssistantRequest, ModifyAssistantRequest, AssistantObject; recorded answers where they differ.
+Field order is the order on the wire. UNSET means that the client did not send the field.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+Metadata = Annotated[
+    dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]],
+    Meta(max_length=16, description="Up to 16 texts; keys of at most 64 characters, values of at most 512."),
+]
+Name = Annotated[str, Meta(max_length=256)]
+Description = Annotated[str, Meta(max_length=512)]
+Instructions = Annotated[str, Meta(max_length=256_000)]
+ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+TopP = Annotated[float, Meta(ge=0, le=1)]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+ObjectId = Annotated[str, Meta(min_length=1, max_length=256)]
+
+
+class FunctionDefinition(msgspec.Struct, forbid_unknown_fields=True):
+    """A function of the client's. `parameters` is a JSON schema of an object."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_-]+$")]
+    description: str | None | UnsetType = UNSET
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class FunctionTool(msgspec.Struct, tag_field="type", tag="function", forbid_unknown_fields=True):
+    """`{"type": "function", "function": {...}}`."""
+
+    function: FunctionDefinition
+
+
+class RankingOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """How passages are ranked. The wire adds `hybrid_search` to what the specification names."""
+
+    score_threshold: Annotated[float, Meta(ge=0, le=1)]
+    ranker: Literal["auto", "default_2024_08_21"] = "auto"
+    hybrid_search: dict[str, float] | None = None
+
+
+class FileSearchOptions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Overrides of the file_search tool."""
+
+    max_num_results: Annotated[int, Meta(ge=1, le=50)] | UnsetType = UNSET
+    ranking_options: RankingOptions | UnsetType = UNSET
+
+
+class FileSearchTool(msgspec.Struct, tag_field="type", tag="file_search", forbid_unknown_fields=True):
+    """`{"type": "file_search"}`."""
+
+    file_search: FileSearchOptions | UnsetType = UNSET
+
+
+class CodeInterpreterTool(msgspec.Struct, tag_field="type", tag="code_interpreter", forbid_unknown_fields=True):
+    """`{"type": "code_interpreter"}`."""
+
+
+Tool = CodeInterpreterTool | FileSearchTool | FunctionTool
+
+
+class CodeInterpreterResources(msgspec.Struct, forbid_unknown_fields=True):
+    """Files that the code can read."""
+
+    file_ids: Annotated[list[ObjectId], Meta(max_length=20)] = msgspec.field(default_factory=list[str])
+
+
+class FileSearchResources(msgspec.Struct, forbid_unknown_fields=True):
+    """The vector store that is searched."""
+
+    vector_store_ids: Annotated[list[ObjectId], Meta(max_length=1)] = msgspec.field(default_factory=list[str])
+
+
+class ToolResources(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """What the tools of an assistant or thread work on."""
+
+    code_interpreter: CodeInterpreterResources | UnsetType = UNSET
+    file_search: FileSearchResources | UnsetType = UNSET
+
+
+class TextFormat(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
+    """`{"type": "text"}`."""
+
+
+class JsonObjectFormat(msgspec.Struct, tag_field="type", tag="json_object", forbid_unknown_fields=True):
+    """`{"type": "json_object"}`."""
+
+
+class JsonSchema(msgspec.Struct, forbid_unknown_fields=True):
+    """A named JSON schema that the answer must follow."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_-]+$")]
+    description: str | UnsetType = UNSET
+    schema: dict[str, Any] | UnsetType = UNSET
+    strict: bool | None | UnsetType = UNSET
+
+
+class JsonSchemaFormat(msgspec.Struct, tag_field="type", tag="json_schema", forbid_unknown_fields=True):
+    """`{"type": "json_schema", "json_schema": {...}}`."""
+
+    json_schema: JsonSchema
+
+
+ResponseFormat = Literal["auto"] | TextFormat | JsonObjectFormat | JsonSchemaFormat
+
+
+class CreateAssistant(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of `POST /assistants`."""
+
+    model: ModelName
+    name: Name | None = None
+    description: Description | None = None
+    instructions: Instructions | None = None
+    tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
+    tool_resources: ToolResources | None = None
+    metadata: Metadata | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    response_format: ResponseFormat | None = None
+
+
+class ModifyAssistant(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of `POST /assistants/{assistant_id}`: what is absent stays, null clears."""
+
+    model: ModelName | UnsetType = UNSET
+    name: Name | None | UnsetType = UNSET
+    description: Description | None | UnsetType = UNSET
+    instructions: Instructions | None | UnsetType = UNSET
+    tools: Annotated[list[Tool], Meta(max_length=128)] | None | UnsetType = UNSET
+    tool_resources: ToolResources | None | UnsetType = UNSET
+    metadata: Metadata | None | UnsetType = UNSET
+    temperature: Temperature | None | UnsetType = UNSET
+    top_p: TopP | None | UnsetType = UNSET
+    reasoning_effort: ReasoningEffort | None | UnsetType = UNSET
+    response_format: ResponseFormat | None | UnsetType = UNSET
+
+
+class Assistant(msgspec.Struct, kw_only=True):
+    """The assistant object."""
+
+    id: str
+    object: Literal["assistant"] = "assistant"
+    created_at: int
+    name: str | None
+    description: str | None
+    model: str
+    instructions: str | None
+    tools: list[Tool]
+    tool_resources: ToolResources
+    metadata: dict[str, str]
+    temperature: float
+    top_p: float
+    reasoning_effort: ReasoningEffort | None
+    response_format: ResponseFormat
+
+
+class Deleted(msgspec.Struct):
+    """What a deletion answers."""
+
+    id: str
+    object: Literal["assistant.deleted", "thread.deleted", "thread.message.deleted"]
+    deleted: bool = True
+
+
+def echoed_tools(tools: list[Tool] | None) -> list[Tool]:
+    """Tools as the hosted API echoed them: an omitted `parameters` is the empty object schema, `strict` is false, and file_search
+    shows its ranking options. Source: behaviour §0 rows 13 and 14."""
+    for tool in tools or []:
+        if isinstance(tool, FunctionTool):
+            if tool.function.parameters is None:
+                tool.function.parameters = {"type": "object", "properties": {}}
+            tool.function.strict = bool(tool.function.strict)
+        elif isinstance(tool, FileSearchTool):
+            options = tool.file_search if tool.file_search is not UNSET else FileSearchOptions()
+            if options.ranking_options is UNSET:
+                options.ranking_options = RankingOptions(score_threshold=0.0, ranker="default_2024_08_21")
+            tool.file_search = options
+    return tools or []
+
+
+def echoed_resources(resources: ToolResources | None, tools: list[Tool]) -> ToolResources:
+    """Resources as they were echoed: code_interpreter shows its empty list of files once the tool is on."""
+    answer = resources or ToolResources()
+    if answer.code_interpreter is UNSET and any(isinstance(tool, CodeInterpreterTool) for tool in tools):
+        answer.code_interpreter = CodeInterpreterResources()
+    return answer

@@ -1,0 +1,256 @@
+"""Rows in SQLite: one writer thread that commits in groups, one reader thread, both on raw `sqlite3`.
+
+A commit is on disk before it is answered (WAL, synchronous=FULL); all writes that wait at the same time share one commit. A list that
+fails is taken out of the group, and its neighbours are not touched.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sqlalchemy.dialects import sqlite as sqlite_dialect
+
+from mini_assistant.db.base import Bound, GuardFailed, Row, UniqueViolation
+from mini_assistant.db.migrations import migrate
+from mini_assistant.errors import StoreUnavailable
+
+_DIALECT = sqlite_dialect.dialect(paramstyle="named")
+_GROUP_MAX = 256
+
+
+class _Statement(NamedTuple):
+    text: str
+    parameters: dict[str, Any]
+    guard: str | None
+
+
+class _Job(NamedTuple):
+    statements: list[_Statement]
+    on_commit: Callable[[], None] | None
+    answer: "asyncio.Future[list[list[Row]]]"
+
+
+_Outcome = tuple[_Job, list[list[Row]] | Exception]
+
+
+class SqliteDatabase:
+    """The embedded database: a file in `data_dir` that one server at a time may write."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock_file: Any = None
+        self._writer = _ConnectionThread("database-writer", self._write_group)
+        self._reader = _ConnectionThread("database-reader", self._read_group)
+
+    async def open(self) -> None:
+        """Take the file, bring it to the current shape and start the threads.
+
+        Raises StoreUnavailable when another server uses the file or it cannot be opened.
+        """
+        self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._prepare_file)
+        self._writer.start(_connect(self.path))
+        reader = _connect(self.path)
+        reader.execute("PRAGMA query_only = ON")
+        self._reader.start(reader)
+
+    def _prepare_file(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock_file = open(self.path.with_suffix(".lock"), "w")  # noqa: SIM115 - held until close
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise StoreUnavailable(f"{self.path} is in use by another server.") from exc
+        except OSError as exc:
+            raise StoreUnavailable(f"{self.path} cannot be used: {exc.strerror}.") from exc
+        try:
+            connection = _connect(self.path)
+            try:
+                migrate(connection, f"sqlite:///{self.path}")
+            finally:
+                connection.close()
+        except sqlite3.Error as exc:
+            raise StoreUnavailable(f"{self.path} cannot be opened: {exc}.") from exc
+
+    async def read(self, statement: Bound) -> list[Row]:
+        return (await self._submit(self._reader, (statement,), None))[0]
+
+    async def write(self, statements: Sequence[Bound], on_commit: Callable[[], None] | None = None) -> list[list[Row]]:
+        return await self._submit(self._writer, statements, on_commit)
+
+    def _submit(
+        self, thread: "_ConnectionThread", statements: Sequence[Bound], on_commit: Callable[[], None] | None
+    ) -> "asyncio.Future[list[list[Row]]]":
+        assert self._loop is not None, "open() comes first"
+        answer: asyncio.Future[list[list[Row]]] = self._loop.create_future()
+        thread.put(_Job([_compiled(bound) for bound in statements], on_commit, answer))
+        return answer
+
+    def _read_group(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
+        outcomes: list[_Outcome] = []
+        for job in jobs:
+            try:
+                outcomes.append((job, _run_all(connection, job.statements)))
+            except (sqlite3.Error, ValueError, OverflowError) as exc:
+                outcomes.append((job, StoreUnavailable(f"The database cannot be read: {exc}.")))
+        self._answer(outcomes)
+
+    def _write_group(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
+        outcomes: list[_Outcome]
+        try:
+            outcomes = _write_together(connection, jobs) or _write_separately(connection, jobs)
+        except sqlite3.Error as exc:
+            if connection.in_transaction:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+            failure = StoreUnavailable(f"The database cannot be written: {exc}.")
+            outcomes = [(job, failure) for job in jobs]
+        self._answer(outcomes)
+
+    def _answer(self, outcomes: list[_Outcome]) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
+            self._loop.call_soon_threadsafe(_deliver, outcomes)
+
+    async def check(self) -> str:
+        await asyncio.to_thread(_check_file, self.path)
+        return f"SQLite {sqlite3.sqlite_version}, {self.path}"
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._reader.stop)
+        await asyncio.to_thread(self._writer.stop)
+        if self._lock_file is not None:
+            self._lock_file.close()
+
+
+class _ConnectionThread:
+    """A thread with a connection that takes all waiting jobs at once."""
+
+    def __init__(self, name: str, process: Callable[[sqlite3.Connection, list[_Job]], None]) -> None:
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._process = process
+        self._name = name
+        self._thread: threading.Thread | None = None
+        self.put = self._jobs.put
+
+    def start(self, connection: sqlite3.Connection) -> None:
+        self._thread = threading.Thread(target=self._run, args=(connection,), name=self._name, daemon=True)
+        self._thread.start()
+
+    def _run(self, connection: sqlite3.Connection) -> None:
+        stopping = False
+        while not stopping:
+            taken = [self._jobs.get()]
+            while len(taken) < _GROUP_MAX and not self._jobs.empty():
+                taken.append(self._jobs.get())  # at once: nobody else takes from this queue
+            stopping = None in taken
+            jobs = [job for job in taken if job is not None]
+            if jobs:
+                self._process(connection, jobs)
+        connection.close()
+
+    def stop(self) -> None:
+        """Finish the waiting jobs and end the thread."""
+        if self._thread is not None:
+            self._jobs.put(None)
+            self._thread.join()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA busy_timeout = 5000")
+    return connection
+
+
+def _compiled(bound: Bound) -> _Statement:
+    text, constants = bound.query.compiled(_DIALECT)
+    return _Statement(text, {**constants, **bound.parameters} if constants else bound.parameters, bound.guard)
+
+
+def _run_all(connection: sqlite3.Connection, statements: Sequence[_Statement]) -> list[list[Row]]:
+    answer: list[list[Row]] = []
+    for text, parameters, guard in statements:
+        rows: list[Row] = connection.execute(text, parameters).fetchall()
+        if guard is not None and not rows:
+            raise GuardFailed(guard)
+        answer.append(rows)
+    return answer
+
+
+def _write_together(connection: sqlite3.Connection, jobs: list[_Job]) -> list[_Outcome] | None:
+    """One transaction for the whole group; None, with nothing written, when one of several lists fails."""
+    outcomes: list[_Outcome] = []
+    connection.execute("BEGIN IMMEDIATE")
+    for job in jobs:
+        try:
+            outcomes.append((job, _run_all(connection, job.statements)))
+        except _LIST_FAILURES as exc:
+            connection.execute("ROLLBACK")
+            return [(job, _translated(exc))] if len(jobs) == 1 else None
+    connection.execute("COMMIT")
+    return outcomes
+
+
+def _write_separately(connection: sqlite3.Connection, jobs: list[_Job]) -> list[_Outcome]:
+    """One transaction with a savepoint for each list, so that a failing one leaves the others alone."""
+    outcomes: list[_Outcome] = []
+    connection.execute("BEGIN IMMEDIATE")
+    for job in jobs:
+        connection.execute("SAVEPOINT list")
+        try:
+            outcomes.append((job, _run_all(connection, job.statements)))
+        except _LIST_FAILURES as exc:
+            if not connection.in_transaction:  # a full disk ends the whole transaction, and with it the group
+                raise
+            connection.execute("ROLLBACK TO list")
+            outcomes.append((job, _translated(exc)))
+        connection.execute("RELEASE list")
+    connection.execute("COMMIT")
+    return outcomes
+
+
+# ValueError and OverflowError come from parameters that SQLite cannot hold, such as lone surrogates.
+_LIST_FAILURES = (GuardFailed, sqlite3.Error, ValueError, OverflowError)
+
+
+def _translated(exc: Exception) -> Exception:
+    if isinstance(exc, GuardFailed):
+        return exc
+    if isinstance(exc, sqlite3.IntegrityError) and "UNIQUE constraint failed: " in str(exc):
+        return UniqueViolation(str(exc).removeprefix("UNIQUE constraint failed: "))
+    return StoreUnavailable(f"The database refused a write: {exc}.")
+
+
+def _deliver(outcomes: list[_Outcome]) -> None:
+    for job, outcome in outcomes:
+        if isinstance(outcome, Exception):
+            if not job.answer.done():
+                job.answer.set_exception(outcome)
+            continue
+        if job.on_commit is not None:
+            job.on_commit()
+        if not job.answer.done():
+            job.answer.set_result(outcome)
+
+
+def _check_file(path: Path) -> None:
+    try:
+        connection = _connect(path)
+        try:
+            problems = connection.execute("PRAGMA quick_check(1)").fetchall()
+        finally:
+            connection.close()
+    except sqlite3.Error as exc:
+        raise StoreUnavailable(f"{path} cannot be opened: {exc}.") from exc
+    if problems != [("ok",)]:
+        raise StoreUnavailable(f"{path} is damaged: {problems[0][0]}.")

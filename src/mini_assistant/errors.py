@@ -1,0 +1,121 @@
+"""Every error the server raises on purpose.
+
+    AppError                  has an HTTP status and becomes the OpenAI error envelope in http/error_response.py
+    |- InvalidRequest 400     |- NotAuthenticated 401   |- Forbidden 403   |- NotFound 404
+    |- MethodNotAllowed 405   |- RunStateConflict 400   `- TooLarge 413
+    BackendError              a part outside of this process failed; `retryable` says whether trying again may help
+    |- ModelError             becomes a run's `last_error` in runs/loop.py
+    `- StoreUnavailable
+    ToolFailure               becomes output that the model reads, in runs/tool_calls.py
+    ConfigError               raised at start only; names the setting and shows a good value
+
+State conflicts are 400 and never 409: both official SDKs retry a 409 by themselves.
+"""
+
+from typing import ClassVar, Literal
+
+
+class AppError(Exception):
+    """Answered to the HTTP client as `{"error": {"message", "type", "param", "code"}}`."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "invalid_request_error"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+
+
+class InvalidRequest(AppError):
+    """The request is wrong in itself: a field, a value, a header."""
+
+    status = 400
+
+
+class NotAuthenticated(AppError):
+    """No key, or a key that this server does not know."""
+
+    status = 401
+
+
+class Forbidden(AppError):
+    """The key is known and may not do this."""
+
+    status = 403
+
+
+class NotFound(AppError):
+    """The object does not exist, is deleted, or belongs to another project."""
+
+    status = 404
+
+
+class MethodNotAllowed(AppError):
+    """The path exists, the method does not."""
+
+    status = 405
+
+
+class RunStateConflict(AppError):
+    """The request is fine, but not in the state that the run or its thread is in. Nothing was written."""
+
+    status = 400
+
+
+class TooLarge(AppError):
+    """The body is larger than `body_bytes_max`."""
+
+    status = 413
+
+
+class BackendError(Exception):
+    """A part outside of this process failed."""
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retryable = retryable
+
+
+ModelErrorCode = Literal["server_error", "rate_limit_exceeded", "invalid_prompt"]
+"""The closed set of a run's `last_error.code`. Source: openapi-assistants.json, RunObject.last_error."""
+
+
+class ModelError(BackendError):
+    """A model did not give a usable answer. `message` is readable by the owner of the run."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: ModelErrorCode = "server_error",
+        retryable: bool = False,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message, retryable=retryable)
+        self.code: ModelErrorCode = code
+        self.retry_after_seconds = retry_after_seconds
+
+
+class StoreUnavailable(BackendError):
+    """The database cannot be read or written now: locked by another server, full disk, broken file."""
+
+
+ToolFailureKind = Literal[
+    "bad_arguments", "timeout", "output_limit", "memory_limit", "not_found", "sandbox_unavailable", "cancelled", "failed"
+]
+
+
+class ToolFailure(Exception):
+    """A tool call went wrong in a way the model can react to."""
+
+    def __init__(self, kind: ToolFailureKind, message: str) -> None:
+        super().__init__(message)
+        self.kind: ToolFailureKind = kind
+        self.message = message
+
+
+class ConfigError(Exception):
+    """A setting is missing, unknown or out of range. The message names it and shows a good value."""

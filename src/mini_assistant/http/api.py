@@ -1,0 +1,200 @@
+"""The ASGI application of the API: from the bytes of a request to the bytes of an answer, in one straight line.
+
+Errors of every kind end here, in the OpenAI envelope. What is not HTTP (lifespan, websockets) goes to the outer application.
+"""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from mini_assistant.db.base import UniqueViolation
+from mini_assistant.errors import AppError, InvalidRequest, MethodNotAllowed, NotFound, StoreUnavailable, TooLarge
+from mini_assistant.events.base import Position
+from mini_assistant.http import idempotency
+from mini_assistant.http.auth import DEFAULT_PROJECT_ID, Authenticator
+from mini_assistant.http.error_response import SERVER_ERROR, UNAVAILABLE, envelope, error_of
+from mini_assistant.http.idempotency import IdempotentCall
+from mini_assistant.http.routing import Answer, Request, Route, RouteTable, RunStream, check_path_ids
+from mini_assistant.http.sse import OpenedStream, Receive, Send, open_run_stream, send_run_stream
+from mini_assistant.http.validation import decode_body, decode_query
+from mini_assistant.ids import new_request_id
+from mini_assistant.services import Services
+
+log = logging.getLogger("mini_assistant.http")
+
+_JSON_HEADERS = [(b"content-type", b"application/json"), (b"openai-version", b"2020-10-01")]
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+    (b"openai-version", b"2020-10-01"),
+]
+# Official SDKs poll after this long; an embedded run is usually done by then.
+_POLL_HEADER = (b"openai-poll-after-ms", b"500")
+
+
+class ClientLeft(Exception):
+    """The client closed the connection before its body was whole; nobody waits for an answer."""
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """One request while it is being answered."""
+
+    scope: dict[str, Any]
+    receive: Receive
+    headers: dict[bytes, bytes]
+    request_id: str
+    started: float
+
+
+class Api:
+    """Serves routes under `/v1` and without the prefix."""
+
+    def __init__(self, services: Services, routes: list[Route]) -> None:
+        self._services = services
+        self._settings = services.settings
+        self._authenticator = Authenticator(services.settings)
+        self._routes = RouteTable(routes)
+        self._decoders = {route.body: msgspec.json.Decoder(route.body) for route in routes if route.body is not None}
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one HTTP request."""
+        exchange = _Exchange(scope, receive, dict(scope["headers"]), new_request_id(), time.perf_counter())
+        status = 200
+        try:
+            answer = await self._answer(exchange)
+            if isinstance(answer, RunStream):
+                await self._stream(await open_run_stream(self._services, answer), exchange, send)
+                return
+            body = answer if isinstance(answer, bytes) else answer.encode()
+        except ClientLeft:
+            return
+        except AppError as exc:
+            status, body = exc.status, envelope(error_of(exc))
+        except StoreUnavailable as exc:
+            log.error("request %s: %s", exchange.request_id, exc.message)
+            status, body = 503, envelope(UNAVAILABLE)
+        except Exception:
+            log.exception("request %s: unexpected error", exchange.request_id)
+            status, body = 500, envelope(SERVER_ERROR)
+        await self._send_json(exchange, status, body, send)
+
+    async def _send_json(self, exchange: _Exchange, status: int, body: bytes, send: Send) -> None:
+        elapsed_ms = int((time.perf_counter() - exchange.started) * 1000)
+        headers = [
+            *_JSON_HEADERS,
+            (b"content-length", b"%d" % len(body)),
+            (b"x-request-id", exchange.request_id.encode()),
+            (b"openai-processing-ms", b"%d" % elapsed_ms),
+            _POLL_HEADER,
+        ]
+        if status >= 400:
+            # The rest of a refused body would be read as the next request's beginning; and a repeat changes nothing but a 503.
+            headers.append((b"connection", b"close") if status == 413 else (b"x-should-retry", b"true" if status == 503 else b"false"))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+        if self._settings.request_log:
+            log.info("%s %s %d %dms %s", exchange.scope["method"], exchange.scope["path"], status, elapsed_ms, exchange.request_id)
+
+    async def _stream(self, opened: OpenedStream, exchange: _Exchange, send: Send) -> None:
+        elapsed_ms = int((time.perf_counter() - exchange.started) * 1000)
+        headers = [*_STREAM_HEADERS, (b"x-request-id", exchange.request_id.encode()), (b"openai-processing-ms", b"%d" % elapsed_ms)]
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send_run_stream(self._services, opened, exchange.receive, send)
+        except Exception:
+            log.exception("request %s: the stream broke", exchange.request_id)
+        finally:
+            opened.subscription.close()
+        if self._settings.request_log:
+            log.info("%s %s stream ended %s", exchange.scope["method"], exchange.scope["path"], exchange.request_id)
+
+    async def _answer(self, exchange: _Exchange) -> Answer:
+        scope, headers = exchange.scope, exchange.headers
+        method, path = scope["method"], scope["path"]
+        if path.startswith("/v1/"):
+            path = path[3:]
+        route, parameters, is_known_path = self._routes.find(method, path)
+        is_public = route is not None and route.public
+        project_id = DEFAULT_PROJECT_ID if is_public else self._authenticator.project_of(headers, path)
+        if route is None:
+            if is_known_path:
+                raise MethodNotAllowed(f"Not allowed to {method} on {scope['path'][:200]}.", code="method_not_supported")
+            raise NotFound(f"Invalid URL ({method} {scope['path'][:200]})")
+        check_path_ids(parameters)
+
+        query = None if route.query is None else decode_query(route.query, scope["query_string"])
+        raw = b"" if route.body is None else await self._read_body(exchange)
+        body = None
+        if route.body is not None:
+            body = decode_body(self._decoders[route.body], b"{}" if route.body_optional and not raw else raw)
+        call = self._idempotent_call(project_id, method, path, raw, headers)
+        last_event_id = _text_or_none(headers, b"last-event-id")
+        request: Request[Any, Any] = Request(self._services, project_id, parameters, body, query, last_event_id, call)
+        return await (route.call(request) if call is None else self._answer_once(route, request, call))
+
+    def _idempotent_call(self, project_id: str, method: str, path: str, raw: bytes, headers: dict[bytes, bytes]) -> IdempotentCall | None:
+        key = _text_or_none(headers, b"idempotency-key")
+        if key is None or method != "POST":
+            return None
+        return IdempotentCall.of(project_id, key, path.encode("utf-8", "replace") + b"\n" + raw)
+
+    async def _answer_once(self, route: Route, request: Request[Any, Any], call: IdempotentCall) -> Answer:
+        """Answer a request that carries an `Idempotency-Key`: the first time by doing it, then with what was answered."""
+        kept = await call.kept_answer_or_none(self._services.db)
+        if kept is None:
+            try:
+                return await route.call(request)
+            except UniqueViolation as exc:
+                if idempotency.INDEX not in exc.index:
+                    raise
+                kept = await call.kept_answer_or_none(self._services.db)
+                assert kept is not None, "the row that broke the index"
+        if kept.run_id is not None and kept.after_seq is not None and getattr(request.body, "stream", None):
+            return RunStream(kept.run_id, Position(kept.after_seq), last_seq=kept.after_seq)
+        return kept.body
+
+    async def _read_body(self, exchange: _Exchange) -> bytes:
+        """The whole body. Raises TooLarge as soon as it is known to be, and InvalidRequest when it stops arriving."""
+        limit = self._settings.body_bytes_max
+        declared = exchange.headers.get(b"content-length", b"")
+        if declared.isdigit() and int(declared) > limit:
+            raise _too_large(limit)
+        message = await self._receive(exchange)
+        if not message.get("more_body"):
+            body = message["body"]
+            if len(body) > limit:
+                raise _too_large(limit)
+            return body
+        pieces, size_bytes = [message["body"]], len(message["body"])
+        while message.get("more_body"):
+            message = await self._receive(exchange)
+            pieces.append(message["body"])
+            size_bytes += len(message["body"])
+            if size_bytes > limit:
+                raise _too_large(limit)
+        return b"".join(pieces)
+
+    async def _receive(self, exchange: _Exchange) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(self._settings.body_timeout_seconds):
+                message = await exchange.receive()
+        except TimeoutError as exc:
+            raise InvalidRequest("The body of your request did not arrive in time.", code="body_timeout") from exc
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        return message
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"The body of your request is larger than {limit} bytes, the most that this server takes.", code="body_too_large")
+
+
+def _text_or_none(headers: dict[bytes, bytes], name: bytes) -> str | None:
+    value = headers.get(name)
+    return None if value is None else value.decode("latin-1")

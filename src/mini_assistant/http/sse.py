@@ -1,0 +1,117 @@
+"""Sends a run's events to one client. Source: behaviour §4.1, §4.5.
+
+The default stream is framed as the hosted API framed it. A re-attached one carries ids. Heart-beats are comments without a blank line
+behind them: with one, older Python clients would read an empty event after an id.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mini_assistant.errors import InvalidRequest
+from mini_assistant.events.base import PositionLost, StreamEvent, Subscription
+from mini_assistant.http.error_response import ErrorBody, error_frame
+from mini_assistant.http.routing import RunStream
+from mini_assistant.runs.events import DONE_FRAME, STOPS, frame
+from mini_assistant.runs.replay import events_before
+from mini_assistant.services import Services
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+_PING = b": ping\n"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedStream:
+    """A stream that is ready to be sent. earlier: events told from rows, before the live ones."""
+
+    stream: RunStream
+    subscription: Subscription
+    earlier: Sequence[StreamEvent]
+
+
+async def open_run_stream(services: Services, stream: RunStream) -> OpenedStream:
+    """Find the place where a stream begins. Raises InvalidRequest when it cannot be given exactly any more."""
+    try:
+        subscription = services.events.subscribe(stream.run_id, stream.after, stream.attempt, stream.last_seq)
+        try:
+            earlier = await events_before(services, stream.run_id, stream.after, subscription.first_seq)
+        except BaseException:
+            subscription.close()
+            raise
+    except PositionLost as exc:
+        raise InvalidRequest(str(exc), param="Last-Event-ID", code="events_gone") from exc
+    return OpenedStream(stream, subscription, earlier)
+
+
+async def send_run_stream(services: Services, opened: OpenedStream, receive: Receive, send: Send) -> None:
+    """Send events until the run stops, the client goes away, or it takes nothing for `stream_write_timeout_seconds`.
+
+    The response's headers have been sent. Dropping the stream never touches the run.
+    """
+    sending = asyncio.ensure_future(_send_events(services, opened, send))
+    leaving = asyncio.ensure_future(_client_has_left(receive))
+    try:
+        await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        opened.subscription.close()
+        for task in (sending, leaving):
+            task.cancel()
+        outcomes = await asyncio.gather(sending, leaving, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, Exception) and not isinstance(outcome, TimeoutError):
+            raise outcome
+
+
+async def _client_has_left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send_events(services: Services, opened: OpenedStream, send: Send) -> None:
+    stream, subscription, settings = opened.stream, opened.subscription, services.settings
+
+    async def write(body: bytes, more_body: bool = True) -> None:
+        async with asyncio.timeout(settings.stream_write_timeout_seconds):
+            await send({"type": "http.response.body", "body": body, "more_body": more_body})
+
+    if stream.first_frames:
+        await write(stream.first_frames)
+    events = opened.earlier or await subscription.next(settings.stream_ping_interval_seconds)
+    try:
+        while True:
+            stop = _first_stop(events)
+            if stop is not None and stream.resumable:
+                # A run that was continued has stopped before: only a stop that nothing follows is the end.
+                events = [*events, *await subscription.next(0)]
+                stop = len(events) - 1 if events[-1].name in STOPS else None
+            if stop is not None:
+                await write(_framed(stream, events[: stop + 1]) + DONE_FRAME, more_body=False)
+                return
+            await write(_framed(stream, events) if events else _PING)
+            events = await subscription.next(settings.stream_ping_interval_seconds)
+    except PositionLost as exc:
+        error = ErrorBody(message=str(exc), type="server_error", param=None, code="stream_interrupted")
+        await write(error_frame(error), more_body=False)
+
+
+def _first_stop(events: Sequence[StreamEvent]) -> int | None:
+    for place, event in enumerate(events):
+        if event.part == 0 and event.name in STOPS:
+            return place
+    return None
+
+
+def _framed(stream: RunStream, events: Sequence[StreamEvent]) -> bytes:
+    if stream.resumable:
+        return b"".join([b"id: %b\n%b" % (event_id(event).encode(), frame(event.name, event.data)) for event in events])
+    if len(events) == 1:
+        return frame(events[0].name, events[0].data)
+    return b"".join([frame(event.name, event.data) for event in events])
+
+
+def event_id(event: StreamEvent) -> str:
+    """The id of an event on a re-attached stream: `<attempt>-<seq>`, and `.<part>` behind it for a delta."""
+    return f"{event.attempt}-{event.seq}.{event.part}" if event.part else f"{event.attempt}-{event.seq}"

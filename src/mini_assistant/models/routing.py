@@ -1,0 +1,138 @@
+"""Finds the provider of a model's name, and makes sure that every turn has its usage.
+
+A name is looked up in `[models]`, then in `[aliases]`: exactly first, then by the longest prefix that ends with `*`. What
+is left goes to the only provider there is: the single `[providers]` table, `OPENAI_BASE_URL`, or the built-in model.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from mini_assistant.errors import ModelError
+from mini_assistant.models.base import (
+    Capabilities,
+    ChatDelta,
+    ChatProvider,
+    ChatRequest,
+    Finished,
+    RefusalDelta,
+    TextDelta,
+    TokenUsage,
+    ToolCallDelta,
+)
+from mini_assistant.models.tokens import count_prompt_tokens, count_tokens
+from mini_assistant.settings import Settings
+
+BUILTIN = "builtin"
+OPENAI = "openai"
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a model is served. upstream_name: the provider's own name of it. capabilities: None for the provider's own."""
+
+    provider: str
+    upstream_name: str
+    capabilities: Capabilities | None = None
+
+
+def find_route(settings: Settings, model: str) -> Route:
+    """The route of a model's name. Raises ModelError (`invalid_prompt`) when no provider serves it."""
+    name = _configured_name_or_none(settings, model)
+    if name is not None:
+        configured = settings.models[name]
+        capabilities = None if configured.provider == BUILTIN else configured
+        return Route(configured.provider, configured.upstream_name or name, capabilities)
+    provider = default_provider_or_none(settings)
+    if provider is None:
+        raise ModelError(f"The requested model '{model}' does not exist.", code="invalid_prompt")
+    return Route(provider, model)
+
+
+def default_provider_or_none(settings: Settings) -> str | None:
+    """The provider of names that are not configured; None when several could be meant."""
+    if settings.providers:
+        return next(iter(settings.providers)) if len(settings.providers) == 1 else None
+    return OPENAI if settings.openai_base_url else BUILTIN
+
+
+def provider_names(settings: Settings) -> list[str]:
+    """Every provider that some name leads to: what `RoutedModels` must be given."""
+    names = [*settings.providers, *(model.provider for model in settings.models.values()), default_provider_or_none(settings)]
+    return [name for name in dict.fromkeys(names) if name is not None]
+
+
+def _configured_name_or_none(settings: Settings, model: str) -> str | None:
+    if model in settings.models:
+        return model
+    if model in settings.aliases:
+        return settings.aliases[model]
+    prefixes = [alias for alias in settings.aliases if alias.endswith("*") and model.startswith(alias[:-1])]
+    return settings.aliases[max(prefixes, key=len)] if prefixes else None
+
+
+class RoutedModels:
+    """The `ChatModels` of this server.
+
+    providers: one for each of `provider_names`. builtin_capabilities: what the built-in model can do.
+    """
+
+    def __init__(self, settings: Settings, providers: Mapping[str, ChatProvider], builtin_capabilities: Capabilities) -> None:
+        self._settings = settings
+        self._providers = providers
+        self._builtin_capabilities = builtin_capabilities
+
+    def capabilities(self, model: str) -> Capabilities:
+        """As `ChatModels.capabilities`."""
+        return self._capabilities_of(find_route(self._settings, model))
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[list[ChatDelta], None]:
+        """As `ChatModels.stream`; the usage in `Finished` is estimated when the provider gave none."""
+        route = find_route(self._settings, request.model)
+        upstream_request = msgspec.structs.replace(request, model=route.upstream_name)
+        provider = self._providers[route.provider]
+        given: list[list[ChatDelta]] = []
+        async with contextlib.aclosing(provider.stream(upstream_request, self._capabilities_of(route))) as answer:
+            async for deltas in answer:
+                given.append(deltas)
+                last = deltas[-1]
+                if type(last) is Finished and last.usage is None:
+                    usage = await asyncio.to_thread(_estimate_usage, request, given)
+                    yield [*deltas[:-1], Finished(last.reason, usage)]
+                else:
+                    yield deltas
+
+    async def check(self) -> str:
+        """As `ChatModels.check`. Without a default every provider is asked."""
+        star = self._settings.aliases.get("*")
+        default = self._settings.models[star].provider if star is not None else default_provider_or_none(self._settings)
+        names = [default] if default is not None else list(self._providers)
+        return " ".join([await self._providers[name].check() for name in names])
+
+    async def close(self) -> None:
+        """As `ChatModels.close`; a provider that fails to close does not keep the others open."""
+        async with contextlib.AsyncExitStack() as stack:
+            for provider in self._providers.values():
+                stack.push_async_callback(provider.close)
+
+    def _capabilities_of(self, route: Route) -> Capabilities:
+        if route.capabilities is not None:
+            return route.capabilities
+        return self._builtin_capabilities if route.provider == BUILTIN else Capabilities()
+
+
+def _estimate_usage(request: ChatRequest, given: Iterable[list[ChatDelta]]) -> TokenUsage:
+    pieces: list[str] = []
+    for deltas in given:
+        for delta in deltas:
+            match delta:
+                case TextDelta() | RefusalDelta():
+                    pieces.append(delta.text)
+                case ToolCallDelta():
+                    pieces.append((delta.name or "") + delta.arguments)
+                case Finished():
+                    pass
+    return TokenUsage(count_prompt_tokens(request.messages, request.tools), count_tokens("".join(pieces)))

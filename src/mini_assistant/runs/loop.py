@@ -1,0 +1,251 @@
+"""The loop of a run: prompt -> model -> message or tool calls -> prompt, until the run stops.
+
+Everything that the loop knows is in rows after each turn, so another worker can go on from there. `execute_run` is called by the
+worker with a run that it has claimed; what interrupts a run (cancelling, expiry, shutdown) is the worker's business.
+"""
+
+import asyncio
+from contextlib import aclosing
+from typing import Literal, NamedTuple, cast
+
+import msgspec
+
+from mini_assistant.errors import ModelError
+from mini_assistant.models.base import ChatMessage, ChatRequest, Finished, NamedTool, TextDelta, TokenUsage, ToolDefinition
+from mini_assistant.runs import changes as change
+from mini_assistant.runs import prompt
+from mini_assistant.runs.events import STEP_DELTA
+from mini_assistant.runs.schema import (
+    CompletionTokensDetails,
+    FunctionToolCall,
+    PendingToolCalls,
+    PromptTokenDetails,
+    RequiredAction,
+    RunIncompleteDetails,
+    StepError,
+    ToolCallsDetails,
+    Usage,
+)
+from mini_assistant.runs.store import Changes, RunRecord, StepRecord, get_steps, save_changes, transition_run
+from mini_assistant.runs.tool_calls import FinishedCall, pending_calls, run_tool_calls
+from mini_assistant.runs.turn import OpenToolStep, Turn
+from mini_assistant.services import Services
+from mini_assistant.threads.schema import Content, IncompleteReason, Message
+from mini_assistant.threads.store import get_history
+
+_HISTORY_MESSAGES_MAX = 10_000
+# Counting tokens of a prompt longer than this would hold up other runs; it is done in a thread.
+_COUNT_IN_THREAD_CHARACTERS = 20_000
+
+
+class _Budget(NamedTuple):
+    """Tokens that are left for one turn; None where there is no limit."""
+
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+class RunExecution:
+    """A claimed run while it is being executed. `record` is the run after the last commit."""
+
+    def __init__(self, services: Services, record: RunRecord) -> None:
+        self._services = services
+        self._record = record
+        self._turn: Turn | None = None
+        self._messages: list[Message] = []
+        self._steps: list[StepRecord] = []
+
+    @property
+    def record(self) -> RunRecord:
+        return self._turn.record if self._turn else self._record
+
+    @property
+    def told_contents(self) -> dict[str, list[Content]]:
+        """By message id, what has been told of the message in progress, for the case that the run ends now."""
+        message = self._turn.message if self._turn else None
+        return {message.message.id: message.content} if message else {}
+
+    async def execute(self) -> None:
+        """Go on until the run completes, is incomplete, or waits for the client.
+
+        Raises ModelError when the run has failed (nothing is written of that), and RunLost when it is not this worker's any more.
+        """
+        run = self._record.run
+        self._messages = await get_history(self._services, self._record.project_id, run.thread_id, _HISTORY_MESSAGES_MAX)
+        self._steps = await get_steps(self._services, run.id)
+        while not await self._take_turn():
+            pass
+
+    async def _take_turn(self) -> bool:
+        """One turn of the model; whether the run has stopped with it."""
+        services, run = self._services, self._record.run
+        left_open = [record for record in self._steps if record.step.status == "in_progress"]
+        last_turn = max((record.turn for record in self._steps), default=0)
+        number = last_turn if left_open else last_turn + 1
+        if number > services.settings.run_turns_max:
+            raise ModelError(f"The model wanted more than {services.settings.run_turns_max} turns.")
+        budget = self._budget()
+        if budget.completion_tokens is not None and budget.completion_tokens <= 0:
+            return await self._stop_incomplete("max_completion_tokens")
+        request = await self._request(number, budget)
+        if request is None:
+            return await self._stop_incomplete("max_prompt_tokens")
+
+        drafts = [message for message in self._messages if message.run_id == run.id and message.status == "in_progress"]
+        turn = self._turn = Turn(services, self._record, number, left_open, drafts)
+        finished: Finished | None = None
+        async with aclosing(services.models.stream(request)) as answer:
+            async for deltas in answer:
+                finished = await turn.take(deltas)
+        if finished is None:
+            raise ModelError("The model's answer ended without a finish reason.")
+        if turn.tools is None:
+            return await self._end_message_turn(turn, finished)
+        return await self._end_tool_turn(turn, turn.tools, finished)
+
+    def _budget(self) -> _Budget:
+        run, used = self._record.run, change.total_usage(self._steps) or Usage()
+        return _Budget(
+            prompt_tokens=None if run.max_prompt_tokens is None else run.max_prompt_tokens - used.prompt_tokens,
+            completion_tokens=None if run.max_completion_tokens is None else run.max_completion_tokens - used.completion_tokens,
+        )
+
+    async def _request(self, turn: int, budget: _Budget) -> ChatRequest | None:
+        """What the model is asked in this turn; None when the prompt's budget is too small for it."""
+        run = self._record.run
+        tools = self._offered_tools()
+        capabilities = self._services.models.capabilities(run.model)
+        choice = prompt.tool_choice(run, tools, turn)
+        if not capabilities.tools and (choice == "required" or isinstance(choice, NamedTool)):
+            raise ModelError(f"The model '{run.model}' cannot call tools, and this run demands it.", code="invalid_prompt")
+        window = capabilities.context_window_tokens
+        if window is not None:
+            # Room for the answer: what was asked for, but at most half of the window.
+            window -= min(budget.completion_tokens or window // 4, window // 2)
+        limits = [limit for limit in (window, budget.prompt_tokens) if limit is not None]
+        finished_turns = [record for record in self._steps if record.step.status != "in_progress"]
+        parts = prompt.conversation(run, self._messages, finished_turns)
+        messages, counted = await _fitted(parts, tools, min(limits) if limits else None)
+        if budget.prompt_tokens is not None and counted is not None and counted > budget.prompt_tokens:
+            return None
+        return ChatRequest(
+            model=run.model,
+            messages=messages,
+            tools=tuple(tools),
+            tool_choice=cast(Literal["none", "auto", "required"], choice),
+            parallel_tool_calls=run.parallel_tool_calls,
+            temperature=run.temperature,
+            top_p=run.top_p,
+            response_format=prompt.response_format(run),
+            reasoning_effort=run.reasoning_effort,
+            completion_tokens_max=budget.completion_tokens,
+        )
+
+    def _offered_tools(self) -> list[ToolDefinition]:
+        run = self._record.run
+        types = [msgspec.to_builtins(tool)["type"] for tool in run.tools]
+        hosted = [self._services.tools[name].definition(run) for name in types if name in self._services.tools]
+        return [*hosted, *prompt.function_definitions(run)]
+
+    async def _end_message_turn(self, turn: Turn, finished: Finished) -> bool:
+        """The model has answered: the message, its step and the run end in one commit."""
+        if turn.message is None:
+            await turn.take([TextDelta("")])
+        assert turn.message is not None
+        incomplete: IncompleteReason | None = None
+        if finished.reason == "length":
+            incomplete = "max_tokens"
+        elif finished.reason == "content_filter":
+            incomplete = "content_filter"
+        changes, now, usage = Changes(), self._services.now(), _usage(finished.usage)
+        turn.abandon_left_open(changes)
+        change.end_message(changes, turn.message.message, turn.message.content, now, incomplete)
+        ended = change.end_step(changes, turn.message.step, "completed", now, usage=usage)
+        total = change.total_usage([*self._steps, *turn.ended, ended])
+        if finished.reason == "length":
+            details = RunIncompleteDetails("max_completion_tokens")
+            await transition_run(self._services, turn.record, "incomplete", changes=changes, usage=total, incomplete_details=details)
+        else:
+            await transition_run(self._services, turn.record, "completed", changes=changes, usage=total)
+        return True
+
+    async def _end_tool_turn(self, turn: Turn, tools: OpenToolStep, finished: Finished) -> bool:
+        """The model wants tools: run the server's own, and stop for the client's."""
+        usage = _usage(finished.usage)
+        if turn.message is not None:  # text that came behind the calls
+            changes = Changes()
+            turn.close_message(changes)
+            turn.record = await save_changes(self._services, turn.record, changes)
+        if finished.reason == "length":
+            return await self._stop_inside_call(turn, _with_calls(tools.step, [], usage))
+        calls = await run_tool_calls(self._services, turn.record, tools.calls)
+        for place, finished_call in enumerate(calls):
+            if not isinstance(finished_call.call, FunctionToolCall):
+                turn.tell(STEP_DELTA, tools.deltas.call(place, finished_call.call))
+        self._messages += turn.written
+        return await self._stop_or_go_on(turn, _with_calls(tools.step, calls, usage), calls)
+
+    async def _stop_or_go_on(self, turn: Turn, step: StepRecord, calls: list[FinishedCall]) -> bool:
+        """Wait for the client when it has to give outputs; else the outputs are there and the next turn can begin."""
+        changes = Changes()
+        pending = pending_calls(calls)
+        if pending:
+            change.keep_step(changes, step)
+            action = RequiredAction(submit_tool_outputs=PendingToolCalls(pending))
+            await transition_run(self._services, turn.record, "requires_action", changes=changes, required_action=action)
+            return True
+        ended = change.end_step(changes, step, "completed", self._services.now(), usage=step.usage)
+        self._record = await save_changes(self._services, turn.record, changes)
+        reused = {record.step.id for record in (*turn.ended, ended)}
+        self._steps = [record for record in self._steps if record.step.id not in reused] + [*turn.ended, ended]
+        self._turn = None
+        return False
+
+    async def _stop_inside_call(self, turn: Turn, step: StepRecord) -> bool:
+        """The token limit was met inside a tool call, which is thus not whole."""
+        changes, error = Changes(), StepError("server_error", "The token limit was reached inside a tool call.")
+        ended = change.end_step(changes, step, "failed", self._services.now(), usage=step.usage, error=error)
+        total = change.total_usage([*self._steps, *turn.ended, ended])
+        details = RunIncompleteDetails("max_completion_tokens")
+        await transition_run(self._services, turn.record, "incomplete", changes=changes, usage=total, incomplete_details=details)
+        return True
+
+    async def _stop_incomplete(self, reason: Literal["max_completion_tokens", "max_prompt_tokens"]) -> bool:
+        """A budget is used up before the turn begins."""
+        changes, error = Changes(), StepError("server_error", "The worker that wrote this step was lost.")
+        for record in self._steps:
+            if record.step.status == "in_progress":
+                change.end_step(changes, record, "failed", self._services.now(), error=error)
+        details, total = RunIncompleteDetails(reason), change.total_usage(self._steps)
+        await transition_run(self._services, self._record, "incomplete", changes=changes, usage=total, incomplete_details=details)
+        return True
+
+
+def _with_calls(record: StepRecord, calls: list[FinishedCall], usage: Usage) -> StepRecord:
+    step = msgspec.structs.replace(record.step, step_details=ToolCallsDetails([finished.call for finished in calls]))
+    outputs = {
+        finished.call.id: finished.output
+        for finished in calls
+        if finished.output is not None and not isinstance(finished.call, FunctionToolCall)
+    }
+    return StepRecord(step=step, turn=record.turn, usage=usage, outputs=outputs)
+
+
+def _usage(tokens: TokenUsage | None) -> Usage:
+    if tokens is None:
+        return Usage()
+    return Usage(
+        prompt_tokens=tokens.prompt_tokens,
+        completion_tokens=tokens.completion_tokens,
+        total_tokens=tokens.prompt_tokens + tokens.completion_tokens,
+        prompt_token_details=PromptTokenDetails(tokens.cached_tokens),
+        completion_tokens_details=CompletionTokensDetails(tokens.reasoning_tokens),
+    )
+
+
+async def _fitted(
+    parts: prompt.Conversation, tools: list[ToolDefinition], prompt_tokens_max: int | None
+) -> tuple[tuple[ChatMessage, ...], int | None]:
+    if prompt_tokens_max is None or parts.characters < _COUNT_IN_THREAD_CHARACTERS:
+        return prompt.fitted_messages(parts, tools, prompt_tokens_max)
+    return await asyncio.to_thread(prompt.fitted_messages, parts, tools, prompt_tokens_max)

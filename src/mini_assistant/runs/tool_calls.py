@@ -1,0 +1,98 @@
+"""Where a run's tool calls happen.
+
+The model asks for calls (`RequestedCall`); hosted tools are run here, concurrently and each within a time limit, while calls of the
+client's functions wait for `submit_tool_outputs`. A call that goes wrong becomes output that the model reads: the one place where a
+ToolFailure is translated.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from mini_assistant.errors import ToolFailure
+from mini_assistant.runs.schema import CalledFunction, FunctionToolCall, RequiredToolCall, ToolCall
+from mini_assistant.runs.store import RunRecord
+from mini_assistant.services import Services
+from mini_assistant.tools import function
+
+log = logging.getLogger("mini_assistant.runs")
+
+
+@dataclass(slots=True)
+class RequestedCall:
+    """A call as the model writes it, piece by piece. `arguments` is JSON text when the model has done well."""
+
+    id: str
+    name: str
+    pieces: list[str] = field(default_factory=list[str])
+
+    @property
+    def arguments(self) -> str:
+        return "".join(self.pieces)
+
+
+@dataclass(slots=True)
+class FinishedCall:
+    """A call after it was run. output: what the model reads; None while the client has to give it."""
+
+    call: ToolCall
+    output: str | None
+
+
+async def run_tool_calls(services: Services, record: RunRecord, requested: Sequence[RequestedCall]) -> list[FinishedCall]:
+    """Run the calls of one turn and give back all of them in their order; those of functions without an output."""
+    return list(await asyncio.gather(*(_run_call(services, record, call) for call in requested)))
+
+
+async def _run_call(services: Services, record: RunRecord, requested: RequestedCall) -> FinishedCall:
+    tool = services.tools.get(requested.name)
+    if tool is None:
+        return _function_call(record, requested)
+    started = tool.started_call(requested.id, record.run, {})
+    try:
+        arguments = _parsed(requested)
+        started = tool.started_call(requested.id, record.run, arguments)
+        async with asyncio.timeout(services.settings.tool_timeout_seconds):
+            result = await tool.call(requested.id, record.run, record.project_id, arguments)
+        return FinishedCall(result.call, result.output)
+    except ToolFailure as failure:
+        return FinishedCall(started, _failure_text(failure))
+    except TimeoutError:
+        limit_seconds = services.settings.tool_timeout_seconds
+        return FinishedCall(started, _failure_text(ToolFailure("timeout", f"The tool took longer than {limit_seconds:g} seconds.")))
+    except Exception:
+        log.exception("run %s: the tool %s broke", record.run.id, requested.name)
+        return FinishedCall(started, _failure_text(ToolFailure("failed", "The tool broke. Do not call it again with the same input.")))
+
+
+def _function_call(record: RunRecord, requested: RequestedCall) -> FinishedCall:
+    try:
+        function.check_call(record.run, requested.name, requested.arguments)
+    except ToolFailure as failure:
+        text = _failure_text(failure)
+        return FinishedCall(function.shown_call(requested.id, requested.name, requested.arguments, text), text)
+    return FinishedCall(function.shown_call(requested.id, requested.name, requested.arguments, None), None)
+
+
+def _parsed(requested: RequestedCall) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(requested.arguments or "{}", type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError) as exc:
+        raise ToolFailure("bad_arguments", "The arguments are not a JSON object.") from exc
+
+
+def _failure_text(failure: ToolFailure) -> str:
+    return f"Error ({failure.kind}): {failure.message}"
+
+
+def pending_calls(calls: Sequence[FinishedCall]) -> list[RequiredToolCall]:
+    """The calls that the client has to answer."""
+    return [
+        RequiredToolCall(id=finished.call.id, function=CalledFunction(finished.call.function.name, finished.call.function.arguments))
+        for finished in calls
+        if isinstance(finished.call, FunctionToolCall) and finished.output is None
+    ]

@@ -1,0 +1,195 @@
+"""One turn of the model while it is being written: deltas come in, rows and events go out.
+
+Text opens a message and its step, a tool call opens a tool step. Each is a row before the first delta of it is told, and a turn that
+was cut off by a crash is written into the same rows again.
+"""
+
+from collections.abc import Sequence
+
+from mini_assistant.errors import ModelError
+from mini_assistant.ids import new_id
+from mini_assistant.models.base import ChatDelta, Finished, RefusalDelta, TextDelta, ToolCallDelta
+from mini_assistant.runs import changes as change
+from mini_assistant.runs.events import MESSAGE_DELTA, STEP_DELTA, MessageDeltas, StepDeltas
+from mini_assistant.runs.schema import MessageCreationDetails, StepError
+from mini_assistant.runs.store import Changes, RunRecord, StepRecord, save_changes
+from mini_assistant.runs.tool_calls import RequestedCall
+from mini_assistant.services import Services
+from mini_assistant.threads.schema import Content, Message, RefusalContent, Text, TextContent
+
+_INTERRUPTED = StepError("server_error", "The worker that wrote this step was lost.")
+
+
+class OpenMessage:
+    """A message that is being written, its step, and its content so far."""
+
+    def __init__(self, message: Message, step: StepRecord) -> None:
+        self.message = message
+        self.step = step
+        self.deltas = MessageDeltas(message.id)
+        self._kinds: list[type[TextDelta | RefusalDelta]] = []
+        self._pieces: list[list[str]] = []
+
+    def add(self, delta: TextDelta | RefusalDelta) -> bytes:
+        """Take a piece; returns the wire delta that tells of it."""
+        kind = type(delta)
+        if kind not in self._kinds:
+            self._kinds.append(kind)
+            self._pieces.append([])
+        index = self._kinds.index(kind)
+        self._pieces[index].append(delta.text)
+        if kind is TextDelta:
+            return self.deltas.text(index, delta.text)
+        return self.deltas.refusal(index, delta.text)
+
+    @property
+    def content(self) -> list[Content]:
+        """The parts as far as they have been told."""
+        return [
+            TextContent(Text("".join(pieces))) if kind is TextDelta else RefusalContent("".join(pieces))
+            for kind, pieces in zip(self._kinds, self._pieces, strict=True)
+        ]
+
+
+class OpenToolStep:
+    """A step whose calls are being written."""
+
+    def __init__(self, step: StepRecord) -> None:
+        self.step = step
+        self.deltas = StepDeltas(step.step.id)
+        self.calls: list[RequestedCall] = []
+        # The provider's index of a call against its place here: calls that are not wanted are left out.
+        self.place_of: dict[int, int] = {}
+
+
+class Turn:
+    """The turn `number` of a run. `record` is the run after the last commit."""
+
+    def __init__(self, services: Services, record: RunRecord, number: int, left_open: Sequence[StepRecord], drafts: Sequence[Message]):
+        """left_open: steps that a lost worker had begun in this turn. drafts: messages that the run had begun."""
+        self._services = services
+        self.record = record
+        self.number = number
+        self.message: OpenMessage | None = None
+        self.tools: OpenToolStep | None = None
+        self.ended: list[StepRecord] = []
+        self.written: list[Message] = []
+        self._left_open = list(left_open)
+        self._drafts = {message.id: message for message in drafts}
+        self._bytes_left = services.settings.answer_bytes_max
+
+    async def take(self, deltas: Sequence[ChatDelta]) -> Finished | None:
+        """Tell what the model has written; returns its last word when it has ended.
+
+        Raises ModelError when the answer is larger than `answer_bytes_max`, and RunLost when the run is not this worker's any more.
+        """
+        for delta in deltas:
+            if isinstance(delta, TextDelta | RefusalDelta):
+                self._spend(delta.text)
+                if self.message is None:
+                    await self._open_message()
+                assert self.message is not None
+                self.tell(MESSAGE_DELTA, self.message.add(delta))
+            elif isinstance(delta, ToolCallDelta):
+                self._spend(delta.arguments)
+                await self._take_call(delta)
+            else:
+                return delta
+        return None
+
+    def tell(self, name: str, data: bytes) -> None:
+        """Give a delta to the readers of the run."""
+        self._services.events.publish_delta(self.record.run.id, self.record.attempt, name, data)
+
+    def _spend(self, text: str) -> None:
+        self._bytes_left -= len(text)
+        if self._bytes_left < 0:
+            raise ModelError(f"The model's answer is larger than {self._services.settings.answer_bytes_max} bytes.")
+
+    async def _open_message(self) -> None:
+        changes = Changes()
+        step = self._left_over("message_creation", changes)
+        draft = None if step is None else self._draft_of(step)
+        if step is not None and draft is not None:
+            self.message = OpenMessage(draft, step)
+        else:
+            now = self._services.now()
+            message = change.new_message(self.record, now)
+            new = change.new_step(self.record, self.number, message.id, now)
+            self.message = OpenMessage(message, new)
+            change.begin_step(changes, self.record.project_id, new)
+            change.begin_message(changes, self.record.project_id, message)
+        await self._save(changes)
+
+    async def _take_call(self, delta: ToolCallDelta) -> None:
+        if self.tools is None:
+            await self._open_tool_step()
+        tools = self.tools
+        assert tools is not None
+        place = tools.place_of.get(delta.index)
+        if place is None:
+            if tools.calls and not self.record.run.parallel_tool_calls:
+                return  # the run allows one call a turn, whatever the model sends
+            place = tools.place_of[delta.index] = len(tools.calls)
+            call = RequestedCall(new_id("call"), delta.name or "")
+            tools.calls.append(call)
+            if self._services.tools.get(call.name) is None:
+                self.tell(STEP_DELTA, tools.deltas.started_function(place, call.id, call.name))
+        call = tools.calls[place]
+        if delta.arguments:
+            call.pieces.append(delta.arguments)
+            if self._services.tools.get(call.name) is None:
+                self.tell(STEP_DELTA, tools.deltas.arguments(place, delta.arguments))
+
+    async def _open_tool_step(self) -> None:
+        changes = Changes()
+        if self.message is not None:
+            # The wire has a message closed before the next step begins; what the turn cost is told with the calls.
+            self.close_message(changes)
+        step = self._left_over("tool_calls", changes)
+        if step is None:
+            step = change.new_step(self.record, self.number, None, self._services.now())
+            change.begin_step(changes, self.record.project_id, step)
+        self.tools = OpenToolStep(step)
+        await self._save(changes)
+
+    def close_message(self, changes: Changes) -> None:
+        """The open message is whole, and its step with it."""
+        assert self.message is not None
+        now = self._services.now()
+        self.written.append(change.end_message(changes, self.message.message, self.message.content, now))
+        self.ended.append(change.end_step(changes, self.message.step, "completed", now))
+        self.message = None
+
+    def _left_over(self, step_type: str, changes: Changes) -> StepRecord | None:
+        """The step of this type that a lost worker had begun; steps of the other type are ended, for the model went another way."""
+        found: StepRecord | None = None
+        for record in self._left_open:
+            if record.step.type == step_type and found is None:
+                found = record
+            else:
+                self._abandon(record, changes)
+        self._left_open = []
+        return found
+
+    def _abandon(self, record: StepRecord, changes: Changes) -> None:
+        now = self._services.now()
+        draft = self._draft_of(record)
+        if draft is not None:
+            self.written.append(change.end_message(changes, draft, draft.content, now, "run_failed"))
+        self.ended.append(change.end_step(changes, record, "failed", now, error=_INTERRUPTED))
+
+    def _draft_of(self, record: StepRecord) -> Message | None:
+        """The message that a step was writing; None for a tool step, and when a client has deleted the message."""
+        details = record.step.step_details
+        return self._drafts.get(details.message_creation.message_id) if isinstance(details, MessageCreationDetails) else None
+
+    def abandon_left_open(self, changes: Changes) -> None:
+        """End what a lost worker had begun and this turn did not take up."""
+        for record in self._left_open:
+            self._abandon(record, changes)
+        self._left_open = []
+
+    async def _save(self, changes: Changes) -> None:
+        if changes.statements:
+            self.record = await save_changes(self._services, self.record, changes)

@@ -1,0 +1,222 @@
+"""Executes runs: claims them, keeps their leases alive, and ends them when they are cancelled, expire or fail.
+
+One worker a process. It hears of runs from the queue, and from its own sweep, which finds what the queue has lost.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any
+
+from mini_assistant.errors import ModelError, StoreUnavailable
+from mini_assistant.http.idempotency import delete_kept_answers
+from mini_assistant.ids import new_id
+from mini_assistant.pagination import forget_deleted_cursors
+from mini_assistant.runs import leases
+from mini_assistant.runs.endings import end_run
+from mini_assistant.runs.loop import RunExecution
+from mini_assistant.runs.schema import LastError
+from mini_assistant.runs.store import Lease, RunLost, RunRecord, get_record_for_worker, take_over_run, transition_run
+from mini_assistant.services import Services
+
+log = logging.getLogger("mini_assistant.runs")
+
+_SWEEP_ROWS_MAX = 1000
+_SOMETHING_WRONG = LastError("server_error", "Sorry, something went wrong.")
+
+
+class Worker:
+    """The runs of this process."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._owner = new_id("worker")
+        # Runs that are being executed; the loop's own task is there once the run has been claimed.
+        self._running: dict[str, _RunningRun] = {}
+        self._backlog: deque[str] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Work until cancelled; then stop the loops where they are and hand back their runs."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._consume())
+                group.create_task(self._keep_leases())
+                group.create_task(self._sweep_regularly())
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._survive(leases.hand_back_leases(self._services, self._owner))
+
+    async def _consume(self) -> None:
+        while True:
+            self._offer(await self._services.queue.get())
+
+    def _offer(self, run_id: str) -> None:
+        running = self._running.get(run_id)
+        if running is not None:
+            running.is_offered_again = True
+            self._start(self._look_again(running))
+        elif len(self._running) >= self._services.settings.run_concurrency_max:
+            if run_id not in self._backlog:
+                self._backlog.append(run_id)
+        else:
+            running = self._running[run_id] = _RunningRun(run_id)
+            self._start(self._attend(running))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(self._survive(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _survive(self, work: Coroutine[Any, Any, None]) -> None:
+        """The outer boundary: whatever goes wrong with one run is logged, and the worker goes on."""
+        try:
+            await work
+        except RunLost:
+            pass
+        except StoreUnavailable as exc:
+            log.error("%s The run will be swept up later.", exc.message)
+        except Exception:
+            log.exception("unexpected error in the worker")
+
+    async def _attend(self, running: "_RunningRun") -> None:
+        """Do for a run whatever its row asks for."""
+        try:
+            record = await self._claim(running.run_id)
+            if record is not None:
+                await self._execute(running, record)
+        finally:
+            del self._running[running.run_id]
+            if running.is_offered_again:  # it may have been continued while this was coming to its end
+                self._offer(running.run_id)
+            if self._backlog:
+                self._offer(self._backlog.popleft())
+
+    async def _claim(self, run_id: str) -> RunRecord | None:
+        """Claim a run to execute it; None when there is nothing to execute. Runs that only need to be ended are ended here."""
+        services = self._services
+        record = await get_record_for_worker(services, run_id)
+        status, now = record.run.status, services.clock.now()
+        if status not in ("queued", "requires_action", "in_progress", "cancelling") or record.lease_until > now:
+            return None
+        lease = Lease(self._owner, now + services.settings.lease_seconds)
+        if status == "cancelling":
+            await end_run(services, await take_over_run(services, record, lease), "cancelled")
+            return None
+        if record.run.expires_at is not None and record.run.expires_at <= now:
+            await end_run(services, record, "expired")
+            return None
+        if status == "requires_action":
+            return None
+        if status == "queued":
+            return await transition_run(services, record, "in_progress", lease=lease)
+        record = await take_over_run(services, record, lease)
+        services.events.begin_attempt(run_id, record.attempt, record.version)
+        log.info("run %s: taken over, attempt %d", run_id, record.attempt)
+        return record
+
+    async def _execute(self, running: "_RunningRun", record: RunRecord) -> None:
+        """Run the loop to its end, or until it is interrupted; then end the run as its row says."""
+        services = self._services
+        running.attempt = record.attempt
+        execution = RunExecution(services, record)
+        task = running.task = asyncio.create_task(execution.execute())
+        seconds_left = (record.run.expires_at or 0) - services.clock.now()
+        deadline = asyncio.get_running_loop().call_later(max(0.0, seconds_left), task.cancel)
+        try:
+            await asyncio.wait({task})
+        finally:
+            deadline.cancel()
+            if not task.done():  # this worker is shutting down
+                task.cancel()
+                await asyncio.wait({task})
+        if task.cancelled():
+            await self._end_interrupted(execution)
+            return
+        failure = task.exception()
+        if failure is not None:
+            await self._end_failed(execution, failure)
+
+    async def _end_interrupted(self, execution: RunExecution) -> None:
+        services = self._services
+        record = await get_record_for_worker(services, execution.record.run.id)
+        expires_at = record.run.expires_at
+        if record.attempt != execution.record.attempt:
+            return  # another worker has it
+        if record.run.status == "cancelling" or (expires_at is not None and expires_at <= services.clock.now()):
+            await end_run(services, record, "expired", contents=execution.told_contents)
+
+    async def _end_failed(self, execution: RunExecution, failure: BaseException) -> None:
+        """The one place where a failure becomes a run's `last_error`."""
+        run_id = execution.record.run.id
+        if isinstance(failure, RunLost):
+            await self._end_interrupted(execution)
+            return
+        if isinstance(failure, StoreUnavailable):
+            raise failure
+        if isinstance(failure, ModelError):
+            last_error = LastError(failure.code, failure.message)
+            log.warning("run %s failed: %s: %s", run_id, failure.code, failure.message)
+        else:
+            last_error = _SOMETHING_WRONG
+            log.error("run %s failed unexpectedly", run_id, exc_info=failure)
+        await end_run(self._services, execution.record, "failed", last_error=last_error, contents=execution.told_contents)
+
+    async def _look_again(self, running: "_RunningRun") -> None:
+        """Somebody says that a run has changed while it is executed here: stop the loop when it is to be cancelled or is gone."""
+        if running.task is None:
+            return
+        try:
+            record = await get_record_for_worker(self._services, running.run_id)
+            must_stop = record.run.status == "cancelling" or record.attempt != running.attempt
+        except RunLost:
+            must_stop = True
+        if must_stop:
+            running.task.cancel()
+
+    async def _keep_leases(self) -> None:
+        settings = self._services.settings
+        while True:
+            await asyncio.sleep(settings.lease_seconds / 3)
+            await self._survive(self._renew_leases())
+
+    async def _renew_leases(self) -> None:
+        executing = {running.run_id: running for running in self._running.values() if running.task is not None}
+        until = self._services.clock.now() + self._services.settings.lease_seconds
+        attempts = {run_id: running.attempt for run_id, running in executing.items()}
+        for run_id in await leases.renew_leases(self._services, self._owner, attempts, until):
+            await self._look_again(executing[run_id])
+
+    async def _sweep_regularly(self) -> None:
+        while True:
+            await self._survive(self._sweep())
+            await asyncio.sleep(self._services.settings.sweep_interval_seconds)
+
+    async def _sweep(self) -> None:
+        """Offer what waits, and drop what is old."""
+        services = self._services
+        for waiting in await leases.get_waiting_runs(services, _SWEEP_ROWS_MAX):
+            if waiting not in self._running:
+                self._offer(waiting)
+        services.events.prune()
+        now, settings = services.now(), services.settings
+        await leases.delete_old_events(services)
+        await services.db.write(
+            [
+                delete_kept_answers(now - settings.idempotency_ttl_seconds),
+                forget_deleted_cursors(before=now - settings.deleted_cursor_ttl_seconds),
+            ]
+        )
+
+
+class _RunningRun:
+    """A run that this worker attends to. `task` is its loop, None until it has been claimed."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        self.attempt = 0
+        self.is_offered_again = False
+        self.task: asyncio.Task[None] | None = None

@@ -1,0 +1,306 @@
+"""Every setting of the server: one frozen table, and the only reader of the environment and the config file.
+
+Order of precedence: command-line flag, environment variable `MINI_ASSISTANT_<NAME>`, config file, default.
+`docs/settings.md` is generated from this table (`make docs`).
+"""
+
+import dataclasses
+import ipaddress
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mini_assistant.errors import ConfigError
+from mini_assistant.models.base import Capabilities
+
+ENVIRONMENT_PREFIX = "MINI_ASSISTANT_"
+
+
+def _setting(default: Any, help: str, *, minimum: float | None = None, secret: bool = False) -> Any:
+    return field(default=default, repr=not secret, metadata={"help": help, "minimum": minimum})
+
+
+class ProviderSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[providers.NAME]` of the config file: an OpenAI-compatible endpoint. The key itself stays in the environment."""
+
+    base_url: str
+    api_key_env: str | None = None
+    connect_timeout_seconds: float | None = None
+    first_token_timeout_seconds: float | None = None
+    chunk_timeout_seconds: float | None = None
+    retries_max: int | None = None
+    concurrency_max: int | None = None
+
+
+class ModelSettings(Capabilities, frozen=True, forbid_unknown_fields=True):
+    """`[models."NAME"]` of the config file: where a model name is served, and what the model can do.
+
+    provider: a `[providers.NAME]`, or `builtin`. upstream_name: the provider's own name; the same when None.
+    """
+
+    provider: str = ""
+    upstream_name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings. Units are in the names; sizes are bytes, times seconds."""
+
+    host: str = _setting("127.0.0.1", "Address to listen on. Anything but loopback needs `api_keys`.")
+    port: int = _setting(8000, "Port to listen on; 0 takes a free one.", minimum=0)
+    data_dir: Path = _setting(Path("data"), "Folder of the embedded database.")
+    database_url: str = _setting("", "Where rows are kept. Empty: SQLite in `data_dir`.")
+    log_level: str = _setting("info", "One of debug, info, warning, error.")
+    request_log: bool = _setting(False, "Log one line for each request (method, path, status, milliseconds).")
+    api_keys: tuple[str, ...] = _setting(
+        (), "Keys that clients may use, separated by commas. None: no key is asked for, and only loopback is served.", secret=True
+    )
+    strict_beta_header: bool = _setting(False, "Refuse calls without `OpenAI-Beta: assistants=v2`, as the hosted API did.")
+
+    body_bytes_max: int = _setting(16 * 1024 * 1024, "Largest JSON body of a request; above it the answer is 413.", minimum=1024)
+    body_timeout_seconds: float = _setting(60.0, "Longest pause while a request's body arrives.", minimum=0.1)
+    idempotency_ttl_seconds: int = _setting(86_400, "How long an `Idempotency-Key` is remembered.", minimum=1)
+    deleted_cursor_ttl_seconds: int = _setting(
+        86_400, "How long a deleted object's id still works as `after` or `before` in lists.", minimum=0
+    )
+
+    run_expiry_seconds: int = _setting(600, "Time from a run's creation until it expires.", minimum=1)
+    run_turns_max: int = _setting(64, "Model turns in one run; a run that wants more fails.", minimum=1)
+    run_concurrency_max: int = _setting(1000, "Runs that one process executes at a time.", minimum=1)
+    lease_seconds: float = _setting(30.0, "How long a worker owns a run without a sign of life.", minimum=0.5)
+    sweep_interval_seconds: float = _setting(5.0, "Pause between two sweeps for lost, expired and waiting runs.", minimum=0.05)
+    tool_timeout_seconds: float = _setting(120.0, "Longest time of one call of a hosted tool.", minimum=0.1)
+    tool_output_bytes_max: int = _setting(
+        512 * 1024, "Largest output of one tool call; a function's output above it is refused.", minimum=1024
+    )
+    answer_bytes_max: int = _setting(4 * 1024 * 1024, "Largest answer of a model in one turn; a longer one fails the run.", minimum=1024)
+    shutdown_grace_seconds: float = _setting(10.0, "How long open requests may go on after SIGTERM.", minimum=0.0)
+
+    event_ring_bytes_max: int = _setting(8 * 1024 * 1024, "Events of one run kept in memory for re-attaching.", minimum=4096)
+    event_memory_bytes_max: int = _setting(
+        64 * 1024 * 1024, "Events of runs that have stopped kept in memory; above it the oldest are told from the rows.", minimum=0
+    )
+    event_retention_seconds: float = _setting(
+        300.0, "How long a run that has stopped can be re-attached to; its events are deleted later.", minimum=0.0
+    )
+    stream_ping_interval_seconds: float = _setting(15.0, "Silence on a stream before a heart-beat is sent.", minimum=0.05)
+    stream_write_timeout_seconds: float = _setting(30.0, "How long a reader of a stream may take nothing; then it is dropped.", minimum=0.1)
+
+    openai_base_url: str = _setting(
+        "", "Endpoint that serves every model name when the config file names no provider. Also read from `OPENAI_BASE_URL`."
+    )
+    openai_api_key: str = _setting("", "Key of that endpoint. Also read from `OPENAI_API_KEY`.", secret=True)
+    model_connect_timeout_seconds: float = _setting(5.0, "Longest wait for a connection to a provider.", minimum=0.1)
+    model_first_token_timeout_seconds: float = _setting(120.0, "Longest wait for the first piece of an answer.", minimum=0.1)
+    model_chunk_timeout_seconds: float = _setting(60.0, "Longest silence between two pieces of an answer.", minimum=0.1)
+    model_retries_max: int = _setting(2, "Further attempts at a turn whose answer has not begun.", minimum=0)
+    builtin_context_tokens: int = _setting(2048, "Context window of the built-in model.", minimum=256)
+    builtin_parallel_max: int = _setting(2, "Answers that the built-in model writes at a time.", minimum=1)
+    builtin_threads: int = _setting(0, "Threads of the built-in model; 0 takes one for each core, at most 4.", minimum=0)
+    builtin_start_timeout_seconds: float = _setting(60.0, "Longest wait until the built-in model is loaded.", minimum=1.0)
+
+    providers: Mapping[str, ProviderSettings] = field(default_factory=dict[str, ProviderSettings])
+    models: Mapping[str, ModelSettings] = field(default_factory=dict[str, ModelSettings])
+    aliases: Mapping[str, str] = field(default_factory=dict[str, str])
+    # Keys of the providers, read from the variables that `api_key_env` names.
+    provider_keys: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether `host` can be reached from this machine only."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+_TABLES = {"providers": ProviderSettings, "models": ModelSettings, "aliases": str}
+_NOT_DESCRIBED = {*_TABLES, "provider_keys"}
+
+
+def described_settings() -> list[dataclasses.Field[Any]]:
+    """The settings that have a flag-like name, in the order of the table; the config file's tables are left out."""
+    return [item for item in dataclasses.fields(Settings) if item.name not in _NOT_DESCRIBED]
+
+
+def load_settings(
+    *,
+    flags: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+    config_file: Path | None = None,
+) -> Settings:
+    """Put the settings together.
+
+    flags: values from the command line, None meaning not given. environment: `os.environ` when None.
+    Raises ConfigError for an unknown name, a wrong type, a value out of range or an unreadable file.
+    """
+    environment = os.environ if environment is None else environment
+    config_file = config_file or _path_or_none(environment.get(ENVIRONMENT_PREFIX + "CONFIG"))
+    values: dict[str, Any] = {}
+    if config_file is not None:
+        values.update(_read_config_file(config_file))
+    values.update(_read_environment(environment))
+    values.update({name: value for name, value in (flags or {}).items() if value is not None})
+
+    parsed = {name: _parse(name, value) for name, value in values.items()}
+    providers: Mapping[str, ProviderSettings] = parsed.get("providers", {})
+    settings = Settings(**parsed, provider_keys=_provider_keys(providers, environment))
+    _check_references(settings)
+    return settings
+
+
+def _provider_keys(providers: Mapping[str, ProviderSettings], environment: Mapping[str, str]) -> dict[str, str]:
+    keys: dict[str, str] = {}
+    for name, provider in providers.items():
+        if provider.api_key_env is not None:
+            if not environment.get(provider.api_key_env):
+                raise ConfigError(f"[providers.{name}] takes its key from the variable {provider.api_key_env}, which is not set.")
+            keys[name] = environment[provider.api_key_env]
+    return keys
+
+
+def _path_or_none(text: str | None) -> Path | None:
+    return Path(text) if text else None
+
+
+def _read_config_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigError(f"The config file {path} cannot be read: {exc.strerror}.") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"The config file {path} is not valid TOML: {exc}.") from exc
+
+
+def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, variable in (("openai_base_url", "OPENAI_BASE_URL"), ("openai_api_key", "OPENAI_API_KEY")):
+        if environment.get(variable):
+            values[name] = environment[variable]
+    known = {item.name for item in described_settings()}
+    for variable, text in environment.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable == ENVIRONMENT_PREFIX + "CONFIG":
+            continue
+        name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+        if name not in known:
+            raise ConfigError(f"{variable} is not a setting. See docs/settings.md for the names.")
+        values[name] = text
+    return values
+
+
+def _parse(name: str, value: Any) -> Any:
+    """Turn a flag, a variable's text or a TOML value into the setting's type."""
+    if name in _TABLES:
+        return _parse_table(name, value)
+    fields = {item.name: item for item in described_settings()}
+    if name not in fields:
+        raise ConfigError(f"'{name}' is not a setting. See docs/settings.md for the names.")
+    wanted = typing.get_type_hints(Settings)[name]
+    parsed = _parse_value(name, value, wanted)
+    minimum = fields[name].metadata["minimum"]
+    if minimum is not None and parsed < minimum:
+        raise ConfigError(f"'{name}' must be at least {minimum:g}, but is {parsed:g}.")
+    if name == "log_level" and parsed not in ("debug", "info", "warning", "error"):
+        raise ConfigError(f"'log_level' must be debug, info, warning or error, but is '{parsed}'.")
+    return parsed
+
+
+def _parse_value(name: str, value: Any, wanted: Any) -> Any:
+    if isinstance(wanted, types.GenericAlias):  # the only collection: a tuple of texts
+        items = value.split(",") if isinstance(value, str) else value
+        return tuple(item.strip() for item in items if item.strip())
+    if wanted is bool:
+        spelled = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        answer = value if isinstance(value, bool) else spelled.get(str(value).lower())
+        if answer is None:
+            raise ConfigError(f"'{name}' must be true or false, but is '{value}'.")
+        return answer
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Path):
+        raise ConfigError(f"'{name}' must be a {wanted.__name__}, but is a {type(value).__name__}.")
+    try:
+        return wanted(value)
+    except ValueError as exc:
+        raise ConfigError(f"'{name}' must be a {wanted.__name__}, but is '{value}'.") from exc
+
+
+def _parse_table(name: str, value: Any) -> dict[str, Any]:
+    try:
+        return msgspec.convert(value, dict[str, _TABLES[name]])
+    except msgspec.ValidationError as exc:
+        raise ConfigError(f"The table [{name}] of the config file is wrong: {exc}.") from exc
+
+
+def _check_references(settings: Settings) -> None:
+    for name, model in settings.models.items():
+        if model.provider not in settings.providers and model.provider != "builtin":
+            known = ", ".join(["builtin", *settings.providers])
+            raise ConfigError(f"[models.\"{name}\"] names the provider '{model.provider}'; known are: {known}.")
+    for name, provider in settings.providers.items():
+        if not provider.base_url.startswith(("http://", "https://")):
+            raise ConfigError(f"[providers.{name}] base_url must begin with http:// or https://.")
+    for alias, target in settings.aliases.items():
+        if target not in settings.models:
+            raise ConfigError(f'[aliases] "{alias}" points to \'{target}\', which has no [models."{target}"] table.')
+    if not settings.is_loopback and not settings.api_keys:
+        raise ConfigError(
+            f"host is {settings.host}, which others can reach, but no key is set. "
+            "Set MINI_ASSISTANT_API_KEYS=choose-a-long-secret, or listen on 127.0.0.1."
+        )
+
+
+def settings_page() -> str:
+    """The text of `docs/settings.md`."""
+    lines = [
+        "# Settings",
+        "",
+        "Each setting can be given as an environment variable or in the config file (TOML); the main ones are flags too.",
+        "A flag wins over the environment, the environment over the config file. This page is generated by `make docs`.",
+        "",
+        "| config file | environment | default | what it does |",
+        "|---|---|---|---|",
+    ]
+    for item in described_settings():
+        default = item.default if item.default not in ("", ()) else "empty"
+        if isinstance(default, bool):
+            default = str(default).lower()
+        variable = ENVIRONMENT_PREFIX + item.name.upper()
+        lines.append(f"| `{item.name}` | `{variable}` | {default} | {item.metadata['help']} |")
+    lines += ["", _TABLES_HELP.strip(), ""]
+    return "\n".join(lines)
+
+
+_TABLES_HELP = """
+## Providers, models and aliases
+
+Only in the config file. A provider is an OpenAI-compatible endpoint; its key stays in the environment.
+
+```toml
+[providers.local]
+base_url = "http://127.0.0.1:11434/v1"
+# api_key_env = "LOCAL_KEY"             the variable that holds the key
+# connect_timeout_seconds, first_token_timeout_seconds, chunk_timeout_seconds, retries_max: instead of the settings above
+# concurrency_max = 8                   answers at a time
+
+[models."llama3.1"]
+provider = "local"                      # or "builtin"
+# upstream_name = "llama3.1:8b"         the provider's own name
+context_window_tokens = 8192            # prompts are cut to fit; unknown when absent
+# completion_tokens_max, tools, parallel_tool_calls, images, json_schema, json_object, reasoning_effort,
+# temperature, stream_usage: what the model can do (default: everything)
+# max_tokens_parameter = "max_tokens"   the name under which the endpoint takes the limit of an answer
+
+[aliases]
+"gpt-4o" = "llama3.1"
+"gpt-*" = "llama3.1"                    # `*` at the end matches the rest; the longest match wins
+"*" = "llama3.1"
+```
+
+Without any provider, `OPENAI_BASE_URL` (and `OPENAI_API_KEY`) serve every model name; without them the built-in model does.
+"""
