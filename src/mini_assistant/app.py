@@ -5,7 +5,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 
 import uvicorn
 
@@ -110,12 +110,10 @@ async def running_server(settings: Settings) -> AsyncGenerator[str]:
     """The server inside this process, accepting requests; gives its address."""
     async with open_services(settings) as services:
         worker = asyncio.create_task(Worker(services).run())
-        server = uvicorn.Server(_uvicorn_config(settings, Api(services, all_routes())))
-        listener = _listener(settings)
+        server = _HttpServer(_uvicorn_config(settings, Api(services, all_routes())))
+        listener = _listener(settings)  # from here on clients can connect; they are answered when the server runs
         serving = asyncio.create_task(server.serve([listener]))
         try:
-            while not server.started and not serving.done():
-                await asyncio.sleep(0.005)
             host, port = listener.getsockname()[:2]
             yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         finally:
@@ -123,6 +121,14 @@ async def running_server(settings: Settings) -> AsyncGenerator[str]:
             await serving
             worker.cancel()
             await asyncio.gather(worker, return_exceptions=True)
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn without its signal handlers: `serve` waits for signals itself."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
 
 
 def _uvicorn_config(settings: Settings, api: Callable[..., object]) -> uvicorn.Config:
@@ -135,6 +141,8 @@ def _uvicorn_config(settings: Settings, api: Callable[..., object]) -> uvicorn.C
         log_config=None,
         server_header=False,
         date_header=False,
+        # Longer than clients keep idle connections, so that they, and not this server, close them.
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=max(1, int(settings.shutdown_grace_seconds)),
     )
 

@@ -80,7 +80,9 @@ class Settings:
     tool_output_bytes_max: int = _setting(
         512 * 1024, "Largest output of one tool call; a function's output above it is refused.", minimum=1024
     )
-    answer_bytes_max: int = _setting(4 * 1024 * 1024, "Largest answer of a model in one turn; a longer one fails the run.", minimum=1024)
+    answer_characters_max: int = _setting(
+        4_000_000, "Largest answer of a model in one turn, tool arguments included; a longer one fails the run.", minimum=1000
+    )
     shutdown_grace_seconds: float = _setting(10.0, "How long open requests may go on after SIGTERM.", minimum=0.0)
 
     event_ring_bytes_max: int = _setting(8 * 1024 * 1024, "Events of one run kept in memory for re-attaching.", minimum=4096)

@@ -140,6 +140,12 @@ async def test_a_prompt_that_fills_the_window_by_the_hosted_models_count_is_acce
     assert end.usage.prompt_tokens > window_tokens
 
 
+@pytest.mark.parametrize(("given", "used"), [(1.0, None), (None, None), (0.0, 0.0), (0.7, 0.7)])
+async def test_the_default_of_the_api_is_not_taken_for_a_choice(given, used):
+    request = builtin._with_own_sampling(ask("Hello.", temperature=given, top_p=given))
+    assert (request.temperature, request.top_p) == (used, used)
+
+
 async def test_check_says_how_long_the_model_took(model):
     assert (await model.check()).startswith("SmolLM2-135M-Instruct, loaded in ")
 

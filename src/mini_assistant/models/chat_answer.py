@@ -16,7 +16,7 @@ _COMPLETION_BYTES_MAX = 16 * 1024 * 1024
 # After the finish reason only usage and the end of the stream may follow; they come at once or not at all.
 _USAGE_TIMEOUT_SECONDS = 5.0
 # How long the end of a finished response is waited for, so that its connection can be used again.
-_DRAIN_TIMEOUT_SECONDS = 0.2
+_DRAIN_TIMEOUT_SECONDS = 0.05
 
 
 class ChatAnswer:

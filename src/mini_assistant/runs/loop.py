@@ -78,10 +78,9 @@ class RunExecution:
 
     async def _take_turn(self) -> bool:
         """One turn of the model; whether the run has stopped with it."""
-        services, run = self._services, self._record.run
-        left_open = [record for record in self._steps if record.step.status == "in_progress"]
+        services = self._services
         last_turn = max((record.turn for record in self._steps), default=0)
-        number = last_turn if left_open else last_turn + 1
+        number = last_turn if self._left_open else last_turn + 1
         if number > services.settings.run_turns_max:
             raise ModelError(f"The model wanted more than {services.settings.run_turns_max} turns.")
         budget = self._budget()
@@ -91,8 +90,7 @@ class RunExecution:
         if request is None:
             return await self._stop_incomplete("max_prompt_tokens")
 
-        drafts = [message for message in self._messages if message.run_id == run.id and message.status == "in_progress"]
-        turn = self._turn = Turn(services, self._record, number, left_open, drafts)
+        turn = self._turn = Turn(services, self._record, number, self._left_open, self._drafts)
         finished: Finished | None = None
         async with aclosing(services.models.stream(request)) as answer:
             async for deltas in answer:
@@ -102,6 +100,17 @@ class RunExecution:
         if turn.tools is None:
             return await self._end_message_turn(turn, finished)
         return await self._end_tool_turn(turn, turn.tools, finished)
+
+    @property
+    def _left_open(self) -> list[StepRecord]:
+        """Steps that a lost worker had begun."""
+        return [record for record in self._steps if record.step.status == "in_progress"]
+
+    @property
+    def _drafts(self) -> list[Message]:
+        """Messages that a lost worker had begun."""
+        run_id = self._record.run.id
+        return [message for message in self._messages if message.run_id == run_id and message.status == "in_progress"]
 
     def _budget(self) -> _Budget:
         run, used = self._record.run, change.total_usage(self._steps) or Usage()
@@ -212,10 +221,8 @@ class RunExecution:
 
     async def _stop_incomplete(self, reason: Literal["max_completion_tokens", "max_prompt_tokens"]) -> bool:
         """A budget is used up before the turn begins."""
-        changes, error = Changes(), StepError("server_error", "The worker that wrote this step was lost.")
-        for record in self._steps:
-            if record.step.status == "in_progress":
-                change.end_step(changes, record, "failed", self._services.now(), error=error)
+        changes = Changes()
+        Turn(self._services, self._record, 0, self._left_open, self._drafts).abandon_left_open(changes)
         details, total = RunIncompleteDetails(reason), change.total_usage(self._steps)
         await transition_run(self._services, self._record, "incomplete", changes=changes, usage=total, incomplete_details=details)
         return True

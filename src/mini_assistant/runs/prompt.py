@@ -46,7 +46,7 @@ def conversation(run: Run, messages: Sequence[Message], steps: Sequence[StepReco
 
     messages: oldest first, with those that the run has written. Steps of a turn that is still being written are left out.
     """
-    history = [chat_message(message) for message in messages if message.run_id != run.id]
+    history = [chat_message(message) for message in messages if message.run_id != run.id and message.content]
     if run.truncation_strategy.type == "last_messages" and run.truncation_strategy.last_messages is not None:
         history = history[-run.truncation_strategy.last_messages :]
     written = {message.id: message for message in messages if message.run_id == run.id}
@@ -84,9 +84,8 @@ def _turn(records: Sequence[StepRecord], written: dict[str, Message]) -> list[Ch
         details = record.step.step_details
         if isinstance(details, MessageCreationDetails):
             message = written.get(details.message_creation.message_id)
-            if message is not None and message.status != "in_progress":
-                content = chat_message(message).content
-                texts.append(content if isinstance(content, str) else "")
+            if message is not None and message.status != "in_progress" and message.content:
+                texts.append(str(chat_message(message).content))
         elif record.step.status == "completed":
             for call in details.tool_calls:
                 name, arguments, output = _call_texts(call, record.outputs)

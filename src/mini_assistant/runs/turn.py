@@ -76,12 +76,12 @@ class Turn:
         self.written: list[Message] = []
         self._left_open = list(left_open)
         self._drafts = {message.id: message for message in drafts}
-        self._bytes_left = services.settings.answer_bytes_max
+        self._characters_left = services.settings.answer_characters_max
 
     async def take(self, deltas: Sequence[ChatDelta]) -> Finished | None:
         """Tell what the model has written; returns its last word when it has ended.
 
-        Raises ModelError when the answer is larger than `answer_bytes_max`, and RunLost when the run is not this worker's any more.
+        Raises ModelError when the answer is longer than `answer_characters_max`, and RunLost when the run is not this worker's any more.
         """
         for delta in deltas:
             if isinstance(delta, TextDelta | RefusalDelta):
@@ -102,9 +102,9 @@ class Turn:
         self._services.events.publish_delta(self.record.run.id, self.record.attempt, name, data)
 
     def _spend(self, text: str) -> None:
-        self._bytes_left -= len(text)
-        if self._bytes_left < 0:
-            raise ModelError(f"The model's answer is larger than {self._services.settings.answer_bytes_max} bytes.")
+        self._characters_left -= len(text)
+        if self._characters_left < 0:
+            raise ModelError(f"The model's answer is longer than {self._services.settings.answer_characters_max} characters.")
 
     async def _open_message(self) -> None:
         changes = Changes()

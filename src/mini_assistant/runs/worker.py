@@ -5,7 +5,6 @@ One worker a process. It hears of runs from the queue, and from its own sweep, w
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Coroutine
 from typing import Any
 
@@ -34,7 +33,8 @@ class Worker:
         self._owner = new_id("worker")
         # Runs that are being executed; the loop's own task is there once the run has been claimed.
         self._running: dict[str, _RunningRun] = {}
-        self._backlog: deque[str] = deque()
+        # Runs that wait for a place, in their order.
+        self._backlog: dict[str, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -60,8 +60,7 @@ class Worker:
             running.is_offered_again = True
             self._start(self._look_again(running))
         elif len(self._running) >= self._services.settings.run_concurrency_max:
-            if run_id not in self._backlog:
-                self._backlog.append(run_id)
+            self._backlog[run_id] = None
         else:
             running = self._running[run_id] = _RunningRun(run_id)
             self._start(self._attend(running))
@@ -93,7 +92,9 @@ class Worker:
             if running.is_offered_again:  # it may have been continued while this was coming to its end
                 self._offer(running.run_id)
             if self._backlog:
-                self._offer(self._backlog.popleft())
+                waiting = next(iter(self._backlog))
+                del self._backlog[waiting]
+                self._offer(waiting)
 
     async def _claim(self, run_id: str) -> RunRecord | None:
         """Claim a run to execute it; None when there is nothing to execute. Runs that only need to be ended are ended here."""
