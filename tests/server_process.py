@@ -35,7 +35,7 @@ class ServerProcess:
         """End it at once, as a power cut would."""
         assert self._process is not None
         self._process.send_signal(signal.SIGKILL)
-        self._process.wait(10)
+        self._process.communicate(timeout=10)  # closes the pipe too, as `wait` does not
 
     def stop(self) -> int:
         """End it as an operator would; returns its exit status."""
@@ -43,10 +43,11 @@ class ServerProcess:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
         try:
-            return self._process.wait(30)
+            self._process.communicate(timeout=30)
         except subprocess.TimeoutExpired:
             self.kill()
             raise
+        return self._process.returncode
 
 
 @contextlib.contextmanager
@@ -58,7 +59,7 @@ def scripted_model_process(script: Path | None = None) -> Iterator[str]:
         yield _line_with(process, "http").split()[-1]
     finally:
         process.kill()
-        process.wait(10)
+        process.communicate(timeout=10)
 
 
 def _started(arguments: list[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:

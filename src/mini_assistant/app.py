@@ -16,6 +16,7 @@ from mini_assistant.errors import BackendError, ModelError
 from mini_assistant.events.local import LocalEventBus
 from mini_assistant.http import health
 from mini_assistant.http.api import Api
+from mini_assistant.http.connection import HttpConnection
 from mini_assistant.http.openapi import openapi_route
 from mini_assistant.http.routing import Route
 from mini_assistant.models.base import ChatProvider
@@ -134,7 +135,7 @@ class _HttpServer(uvicorn.Server):
 def _uvicorn_config(settings: Settings, api: Callable[..., object]) -> uvicorn.Config:
     return uvicorn.Config(
         api,  # type: ignore[arg-type]
-        http="httptools",
+        http=HttpConnection,
         ws="none",
         lifespan="off",
         access_log=False,

@@ -6,6 +6,7 @@ Order of precedence: command-line flag, environment variable `MINI_ASSISTANT_<NA
 
 import dataclasses
 import ipaddress
+import math
 import os
 import tomllib
 import types
@@ -23,8 +24,8 @@ from mini_assistant.models.base import Capabilities
 ENVIRONMENT_PREFIX = "MINI_ASSISTANT_"
 
 
-def _setting(default: Any, help: str, *, minimum: float | None = None, secret: bool = False) -> Any:
-    return field(default=default, repr=not secret, metadata={"help": help, "minimum": minimum})
+def _setting(default: Any, help: str, *, minimum: float | None = None, maximum: float | None = None, secret: bool = False) -> Any:
+    return field(default=default, repr=not secret, metadata={"help": help, "minimum": minimum, "maximum": maximum})
 
 
 class ProviderSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,9 +55,8 @@ class Settings:
     """All settings. Units are in the names; sizes are bytes, times seconds."""
 
     host: str = _setting("127.0.0.1", "Address to listen on. Anything but loopback needs `api_keys`.")
-    port: int = _setting(8000, "Port to listen on; 0 takes a free one.", minimum=0)
+    port: int = _setting(8000, "Port to listen on; 0 takes a free one.", minimum=0, maximum=65_535)
     data_dir: Path = _setting(Path("data"), "Folder of the embedded database.")
-    database_url: str = _setting("", "Where rows are kept. Empty: SQLite in `data_dir`.")
     log_level: str = _setting("info", "One of debug, info, warning, error.")
     request_log: bool = _setting(False, "Log one line for each request (method, path, status, milliseconds).")
     api_keys: tuple[str, ...] = _setting(
@@ -123,6 +123,13 @@ class Settings:
             return self.host == "localhost"
 
 
+# How a type is called, and what it may be made of. A variable is always text.
+_KINDS: dict[type, tuple[str, Any]] = {
+    int: ("a whole number", int | str),
+    float: ("a number", float | int | str),
+    str: ("a text", str),
+    Path: ("a path", str | Path),
+}
 _TABLES = {"providers": ProviderSettings, "models": ModelSettings, "aliases": str}
 _NOT_DESCRIBED = {*_TABLES, "provider_keys"}
 
@@ -206,9 +213,11 @@ def _parse(name: str, value: Any) -> Any:
         raise ConfigError(f"'{name}' is not a setting. See docs/settings.md for the names.")
     wanted = typing.get_type_hints(Settings)[name]
     parsed = _parse_value(name, value, wanted)
-    minimum = fields[name].metadata["minimum"]
+    minimum, maximum = fields[name].metadata["minimum"], fields[name].metadata["maximum"]
     if minimum is not None and parsed < minimum:
         raise ConfigError(f"'{name}' must be at least {minimum:g}, but is {parsed:g}.")
+    if maximum is not None and parsed > maximum:
+        raise ConfigError(f"'{name}' must be at most {maximum:g}, but is {parsed:g}.")
     if name == "log_level" and parsed not in ("debug", "info", "warning", "error"):
         raise ConfigError(f"'log_level' must be debug, info, warning or error, but is '{parsed}'.")
     return parsed
@@ -216,20 +225,31 @@ def _parse(name: str, value: Any) -> Any:
 
 def _parse_value(name: str, value: Any, wanted: Any) -> Any:
     if isinstance(wanted, types.GenericAlias):  # the only collection: a tuple of texts
-        items = value.split(",") if isinstance(value, str) else value
-        return tuple(item.strip() for item in items if item.strip())
+        return _parse_texts(name, value)
     if wanted is bool:
         spelled = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
         answer = value if isinstance(value, bool) else spelled.get(str(value).lower())
         if answer is None:
             raise ConfigError(f"'{name}' must be true or false, but is '{value}'.")
         return answer
-    if isinstance(value, bool) or not isinstance(value, str | int | float | Path):
-        raise ConfigError(f"'{name}' must be a {wanted.__name__}, but is a {type(value).__name__}.")
+    noun, accepted = _KINDS[wanted]
+    if isinstance(value, bool) or not isinstance(value, accepted):
+        raise ConfigError(f"'{name}' must be {noun}.")  # without the value, which may be a secret
     try:
-        return wanted(value)
-    except ValueError as exc:
-        raise ConfigError(f"'{name}' must be a {wanted.__name__}, but is '{value}'.") from exc
+        parsed = wanted(value)
+    except ValueError:
+        parsed = None
+    if parsed is None or (isinstance(parsed, float) and not math.isfinite(parsed)):
+        raise ConfigError(f"'{name}' must be {noun}, but is '{value}'.")
+    return parsed
+
+
+def _parse_texts(name: str, value: Any) -> tuple[str, ...]:
+    try:
+        items = value.split(",") if isinstance(value, str) else msgspec.convert(value, list[str])
+    except msgspec.ValidationError:
+        raise ConfigError(f"'{name}' must be texts separated by commas, or an array of texts in the config file.") from None
+    return tuple(item.strip() for item in items if item.strip())
 
 
 def _parse_table(name: str, value: Any) -> dict[str, Any]:
@@ -247,6 +267,8 @@ def _check_references(settings: Settings) -> None:
     for name, provider in settings.providers.items():
         if not provider.base_url.startswith(("http://", "https://")):
             raise ConfigError(f"[providers.{name}] base_url must begin with http:// or https://.")
+    if settings.openai_base_url and not settings.openai_base_url.startswith(("http://", "https://")):
+        raise ConfigError("'openai_base_url' must begin with http:// or https://, as in http://127.0.0.1:11434/v1.")
     for alias, target in settings.aliases.items():
         if target not in settings.models:
             raise ConfigError(f'[aliases] "{alias}" points to \'{target}\', which has no [models."{target}"] table.')

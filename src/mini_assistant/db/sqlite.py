@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 
 from mini_assistant.db.base import Bound, GuardFailed, Row, UniqueViolation
-from mini_assistant.db.migrations import migrate
+from mini_assistant.db.migrations import MigrationFailed, migrate
 from mini_assistant.errors import StoreUnavailable
 
 _DIALECT = sqlite_dialect.dialect(paramstyle="named")
@@ -45,6 +45,7 @@ class SqliteDatabase:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_open = False
         self._lock_file: Any = None
         self._writer = _ConnectionThread("database-writer", self._write_group)
         self._reader = _ConnectionThread("database-reader", self._read_group)
@@ -55,13 +56,16 @@ class SqliteDatabase:
         Raises StoreUnavailable when another server uses the file or it cannot be opened.
         """
         self._loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self._prepare_file)
-        self._writer.start(_connect(self.path))
-        reader = _connect(self.path)
-        reader.execute("PRAGMA query_only = ON")
+        try:
+            writer, reader = await asyncio.to_thread(self._prepare_file)
+        except StoreUnavailable:
+            self._release_lock()
+            raise
+        self._writer.start(writer)
         self._reader.start(reader)
+        self._is_open = True
 
-    def _prepare_file(self) -> None:
+    def _prepare_file(self) -> tuple[sqlite3.Connection, sqlite3.Connection]:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock_file = open(self.path.with_suffix(".lock"), "w")  # noqa: SIM115 - held until close
@@ -71,13 +75,13 @@ class SqliteDatabase:
         except OSError as exc:
             raise StoreUnavailable(f"{self.path} cannot be used: {exc.strerror}.") from exc
         try:
-            connection = _connect(self.path)
-            try:
+            with contextlib.closing(_connect(self.path)) as connection:
                 migrate(connection, f"sqlite:///{self.path}")
-            finally:
-                connection.close()
-        except sqlite3.Error as exc:
+            writer, reader = _connect(self.path), _connect(self.path)
+            reader.execute("PRAGMA query_only = ON")
+        except (sqlite3.Error, MigrationFailed) as exc:
             raise StoreUnavailable(f"{self.path} cannot be opened: {exc}.") from exc
+        return writer, reader
 
     async def read(self, statement: Bound) -> list[Row]:
         return (await self._submit(self._reader, (statement,), None))[0]
@@ -88,7 +92,8 @@ class SqliteDatabase:
     def _submit(
         self, thread: "_ConnectionThread", statements: Sequence[Bound], on_commit: Callable[[], None] | None
     ) -> "asyncio.Future[list[list[Row]]]":
-        assert self._loop is not None, "open() comes first"
+        if self._loop is None or not self._is_open:
+            raise StoreUnavailable("The database is closed.")
         answer: asyncio.Future[list[list[Row]]] = self._loop.create_future()
         thread.put(_Job([_compiled(bound) for bound in statements], on_commit, answer))
         return answer
@@ -117,17 +122,22 @@ class SqliteDatabase:
     def _answer(self, outcomes: list[_Outcome]) -> None:
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
-            self._loop.call_soon_threadsafe(_deliver, outcomes)
+            self._loop.call_soon_threadsafe(_deliver, self._loop, outcomes)
 
     async def check(self) -> str:
         await asyncio.to_thread(_check_file, self.path)
         return f"SQLite {sqlite3.sqlite_version}, {self.path}"
 
     async def close(self) -> None:
+        self._is_open = False
         await asyncio.to_thread(self._reader.stop)
         await asyncio.to_thread(self._writer.stop)
+        self._release_lock()
+
+    def _release_lock(self) -> None:
         if self._lock_file is not None:
             self._lock_file.close()
+            self._lock_file = None
 
 
 class _ConnectionThread:
@@ -195,6 +205,8 @@ def _write_together(connection: sqlite3.Connection, jobs: list[_Job]) -> list[_O
         try:
             outcomes.append((job, _run_all(connection, job.statements)))
         except _LIST_FAILURES as exc:
+            if not connection.in_transaction:  # a full disk has ended it already
+                raise
             connection.execute("ROLLBACK")
             return [(job, _translated(exc))] if len(jobs) == 1 else None
     connection.execute("COMMIT")
@@ -231,14 +243,15 @@ def _translated(exc: Exception) -> Exception:
     return StoreUnavailable(f"The database refused a write: {exc}.")
 
 
-def _deliver(outcomes: list[_Outcome]) -> None:
+def _deliver(loop: asyncio.AbstractEventLoop, outcomes: list[_Outcome]) -> None:
     for job, outcome in outcomes:
         if isinstance(outcome, Exception):
             if not job.answer.done():
                 job.answer.set_exception(outcome)
             continue
         if job.on_commit is not None:
-            job.on_commit()
+            # Before the caller goes on, but by itself: one that breaks is reported, and stops nobody else.
+            loop.call_soon(job.on_commit)
         if not job.answer.done():
             job.answer.set_result(outcome)
 

@@ -43,12 +43,16 @@ class Subscription(Protocol):
         """The number of the first event that this subscription gives; earlier ones are rows."""
         ...
 
-    async def next(self, wait_seconds: float) -> Sequence[StreamEvent]:
-        """What came since the last call, in order; empty when nothing came in time.
+    async def next(self) -> Sequence[StreamEvent]:
+        """What came since the last call, in order, waiting until something does; empty when `nudge` ended the waiting.
 
         Raises PositionLost when this reader was so slow that events are gone, or when the attempt that it was reading has been
         abandoned after part of an answer was read.
         """
+        ...
+
+    def nudge(self) -> None:
+        """End the waiting of `next`, now or when it begins."""
         ...
 
     def close(self) -> None:

@@ -7,12 +7,15 @@ the rows, or is merged: nothing is kept twice and nothing is lost for a reader t
 import asyncio
 import time
 from collections.abc import Sequence
+from itertools import groupby
 
 from mini_assistant.events.base import ALL_PARTS, Position, PositionLost, StreamEvent, Subscription
 from mini_assistant.events.deltas import merged_delta
 
 _STOPPED = ("requires_action", "completed", "incomplete", "failed", "cancelled", "expired")
 _STOPS = frozenset(f"thread.run.{status}" for status in _STOPPED)
+_STEP_CREATED = "thread.run.step.created"
+_STEP_ENDS = frozenset(f"thread.run.step.{status}" for status in ("completed", "failed", "cancelled", "expired"))
 _EVENT_OVERHEAD_BYTES = 120
 _TOO_SLOW = "This reader was too slow and some events are gone. Attach again without Last-Event-ID."
 _RESTARTED = "The worker that wrote this answer was lost, and the answer is being written again. Attach again without Last-Event-ID."
@@ -23,7 +26,9 @@ _DELETED = "The run was deleted."
 class _Ring:
     """The kept events of one run; places are counted from the first event ever kept, `dropped` of which are gone."""
 
-    def __init__(self, last_seq: int) -> None:
+    def __init__(self, last_seq: int, bytes_max: int) -> None:
+        self.bytes_max = self.shrinks_above_bytes = bytes_max
+        self.has_writer = False
         self.first_seq = last_seq + 1
         self.last_seq = last_seq
         self.last_part = 0
@@ -47,27 +52,30 @@ class _Ring:
             reader.wake()
 
     def shrink(self) -> None:
-        """Drop what lies before the step that is open now; when there is nothing, merge the deltas of that step."""
-        started = [place for place, event in enumerate(self.events) if event.name == "thread.run.step.created"]
-        if started and started[-1] > 0:
-            self._replace_front(started[-1], None)
-            self.first_seq = self.events[0].seq
-            return
-        deltas = [place for place, event in enumerate(self.events) if event.part]
-        if len(deltas) > 1:
-            first, last = deltas[0], deltas[-1]  # the deltas of one step follow each other
-            merged = self.events[last]._replace(data=merged_delta([event.data for event in self.events[first : last + 1]]))
-            kept = self.events[:first]
-            self._replace_front(last + 1, [*kept, merged])
+        """Drop the steps that have ended in the older half of the events; when there are none, merge the deltas of that half.
 
-    def _replace_front(self, count: int, substitute: list[StreamEvent] | None) -> None:
+        The newer half stays as it is, so that no reader is lost who had no time to read.
+        """
+        half = len(self.events) // 2
+        front = _last_start_of_a_step(self.events[: half + 1])
+        if front > 0:
+            self._replace_front(front, [])
+            self.first_seq = self.events[0].seq
+        else:
+            merged = _with_merged_deltas(self.events[:half])
+            if len(merged) < half:
+                self._replace_front(half, merged)
+        # What cannot be made smaller is not tried again with every event.
+        self.shrinks_above_bytes = max(self.bytes_max, self.size_bytes + self.bytes_max // 4)
+
+    def _replace_front(self, count: int, substitute: list[StreamEvent]) -> None:
         """Put `substitute` in place of the first `count` events; readers that were still among them are lost."""
         for reader in self.readers:
             if reader.place < self.dropped + count:
                 reader.lose(_TOO_SLOW)
-        self.events[:count] = substitute or []
-        self.dropped += count - len(substitute or [])
-        self.size_bytes = sum(len(event.data) + _EVENT_OVERHEAD_BYTES for event in self.events)
+        self.events[:count] = substitute
+        self.dropped += count - len(substitute)
+        self.size_bytes = _size_bytes(self.events)
 
     def drop_deltas_after(self, last_seq: int) -> None:
         """Take back the deltas behind the row `last_seq`; readers that have read one of them are lost."""
@@ -78,6 +86,7 @@ class _Ring:
             if reader.place > self.dropped + keep:
                 reader.lose(_RESTARTED)
         del self.events[keep:]
+        self.size_bytes = _size_bytes(self.events)
         self.last_seq, self.last_part = last_seq, 0
 
 
@@ -90,28 +99,28 @@ class _RingReader:
         self._run_id = run_id
         self._waiter: asyncio.Future[None] | None = None
         self._lost: str | None = None
+        self._is_nudged = False
         self.place = place
         self.first_seq = ring.first_seq
 
-    async def next(self, wait_seconds: float) -> Sequence[StreamEvent]:
+    async def next(self) -> Sequence[StreamEvent]:
         ring = self._ring
-        if self._lost is None and self.place == ring.end:
-            await self._wait(wait_seconds)
+        if self.place == ring.end and self._lost is None and not self._is_nudged:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
         if self._lost is not None:
             raise PositionLost(self._lost)
+        self._is_nudged = False
         events = ring.events[self.place - ring.dropped :]
         self.place = ring.end
         return events
 
-    async def _wait(self, wait_seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
-        timer = loop.call_later(wait_seconds, self.wake)
-        try:
-            await self._waiter
-        finally:
-            timer.cancel()
-            self._waiter = None
+    def nudge(self) -> None:
+        self._is_nudged = True
+        self.wake()
 
     def wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -141,8 +150,10 @@ class LocalEventBus:
 
     def publish(self, run_id: str, attempt: int, events: Sequence[tuple[int, str, bytes]]) -> None:
         ring = self._ring(run_id, events[0][0] - 1)
+        ring.has_writer = True
         for seq, name, data in events:
-            ring.append(StreamEvent(seq, 0, attempt, name, data))
+            if seq >= ring.first_seq:  # the reader for whom the ring was made has read earlier ones as rows, just after their commit
+                ring.append(StreamEvent(seq, 0, attempt, name, data))
             ring.stopped_at = time.monotonic() if name in _STOPS else None
         self._after_append(ring)
 
@@ -153,12 +164,14 @@ class LocalEventBus:
             self._after_append(ring)
 
     def _after_append(self, ring: _Ring) -> None:
-        if ring.size_bytes > self._ring_bytes_max:
+        if ring.size_bytes > ring.shrinks_above_bytes:
             ring.shrink()
         ring.wake()
 
     def begin_attempt(self, run_id: str, attempt: int, last_seq: int) -> None:
-        self._ring(run_id, last_seq).drop_deltas_after(last_seq)
+        ring = self._ring(run_id, last_seq)
+        ring.has_writer = True
+        ring.drop_deltas_after(last_seq)
 
     def subscribe(self, run_id: str, after: Position, attempt: int, last_seq: int) -> Subscription:
         ring = self._ring(run_id, last_seq)
@@ -186,15 +199,42 @@ class LocalEventBus:
             del self._rings[run_id]
 
     def drop_if_unused(self, run_id: str, ring: _Ring) -> None:
-        """Drop a ring that was made for a reader and in which nothing has happened."""
-        if not ring.readers and not ring.events and self._rings.get(run_id) is ring:
+        """Drop a ring that was made for a reader of a run that nobody works on."""
+        if not ring.readers and not ring.has_writer and self._rings.get(run_id) is ring:
             del self._rings[run_id]
 
     def _ring(self, run_id: str, last_seq: int) -> _Ring:
         ring = self._rings.get(run_id)
         if ring is None:
-            ring = self._rings[run_id] = _Ring(last_seq)
+            ring = self._rings[run_id] = _Ring(last_seq, self._ring_bytes_max)
         return ring
+
+
+def _last_start_of_a_step(events: Sequence[StreamEvent]) -> int:
+    """The place of the last event that begins a step while no other step is open; 0 when there is none."""
+    answer = open_steps = 0
+    for place, event in enumerate(events):
+        if event.name in _STEP_ENDS:
+            open_steps -= 1
+        elif event.name == _STEP_CREATED:
+            answer = place if open_steps <= 0 else answer
+            open_steps += 1
+    return answer
+
+
+def _with_merged_deltas(events: Sequence[StreamEvent]) -> list[StreamEvent]:
+    """The events with deltas of one object that follow each other merged, at the position of the last of them."""
+    answer: list[StreamEvent] = []
+    for (_, is_delta), group in groupby(events, key=lambda event: (event.name, event.part > 0)):
+        same = list(group)
+        if is_delta and len(same) > 1:
+            same = [same[-1]._replace(data=merged_delta([event.data for event in same]))]
+        answer += same
+    return answer
+
+
+def _size_bytes(events: Sequence[StreamEvent]) -> int:
+    return sum(len(event.data) + _EVENT_OVERHEAD_BYTES for event in events)
 
 
 def _place_after(ring: _Ring, after: Position, attempt: int) -> int:

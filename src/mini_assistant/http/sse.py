@@ -5,6 +5,7 @@ behind them: with one, older Python clients would read an empty event after an i
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from mini_assistant.services import Services
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+log = logging.getLogger("mini_assistant.http")
 
 _PING = b": ping\n"
 
@@ -51,17 +54,20 @@ async def send_run_stream(services: Services, opened: OpenedStream, receive: Rec
 
     The response's headers have been sent. Dropping the stream never touches the run.
     """
-    sending = asyncio.ensure_future(_send_events(services, opened, send))
+    sender = _Sender(services, opened, send)
+    sending = asyncio.ensure_future(sender.send_events())
     leaving = asyncio.ensure_future(_client_has_left(receive))
+    watching = asyncio.ensure_future(sender.watch())
+    tasks = (sending, leaving, watching)
     try:
-        await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         opened.subscription.close()
-        for task in (sending, leaving):
+        for task in tasks:
             task.cancel()
-        outcomes = await asyncio.gather(sending, leaving, return_exceptions=True)
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     for outcome in outcomes:
-        if isinstance(outcome, Exception) and not isinstance(outcome, TimeoutError):
+        if isinstance(outcome, Exception):
             raise outcome
 
 
@@ -70,31 +76,58 @@ async def _client_has_left(receive: Receive) -> None:
         pass
 
 
-async def _send_events(services: Services, opened: OpenedStream, send: Send) -> None:
-    stream, subscription, settings = opened.stream, opened.subscription, services.settings
+class _Sender:
+    """One client's stream while it is sent. Time is watched from beside it, so that an event costs no timer."""
 
-    async def write(body: bytes, more_body: bool = True) -> None:
-        async with asyncio.timeout(settings.stream_write_timeout_seconds):
-            await send({"type": "http.response.body", "body": body, "more_body": more_body})
+    def __init__(self, services: Services, opened: OpenedStream, send: Send) -> None:
+        self._settings = services.settings
+        self._opened = opened
+        self._send = send
+        self._time = asyncio.get_running_loop().time
+        self._writing_since: float | None = None
+        self._last_written = self._time()
 
-    if stream.first_frames:
-        await write(stream.first_frames)
-    events = opened.earlier or await subscription.next(settings.stream_ping_interval_seconds)
-    try:
+    async def send_events(self) -> None:
+        """Send everything up to the event that ends the stream."""
+        stream, subscription = self._opened.stream, self._opened.subscription
+        if stream.first_frames:
+            await self._write(stream.first_frames)
+        try:
+            events = self._opened.earlier or await subscription.next()
+            while True:
+                stop = _first_stop(events)
+                if stop is not None and stream.resumable:
+                    # A run that was continued has stopped before: only a stop that nothing follows is the end.
+                    subscription.nudge()
+                    events = [*events, *await subscription.next()]
+                    stop = len(events) - 1 if events[-1].name in STOPS else None
+                if stop is not None:
+                    await self._write(_framed(stream, events[: stop + 1]) + DONE_FRAME, more_body=False)
+                    return
+                await self._write(_framed(stream, events) if events else _PING)
+                events = await subscription.next()
+        except PositionLost as exc:
+            error = ErrorBody(message=str(exc), type="server_error", param=None, code="stream_interrupted")
+            await self._write(error_frame(error), more_body=False)
+
+    async def _write(self, body: bytes, more_body: bool = True) -> None:
+        self._writing_since = self._time()
+        await self._send({"type": "http.response.body", "body": body, "more_body": more_body})
+        self._last_written = self._time()
+        self._writing_since = None
+
+    async def watch(self) -> None:
+        """Ask for heart-beats while nothing happens; return when the client has taken nothing for too long."""
+        ping_seconds, write_seconds = self._settings.stream_ping_interval_seconds, self._settings.stream_write_timeout_seconds
         while True:
-            stop = _first_stop(events)
-            if stop is not None and stream.resumable:
-                # A run that was continued has stopped before: only a stop that nothing follows is the end.
-                events = [*events, *await subscription.next(0)]
-                stop = len(events) - 1 if events[-1].name in STOPS else None
-            if stop is not None:
-                await write(_framed(stream, events[: stop + 1]) + DONE_FRAME, more_body=False)
+            await asyncio.sleep(min(ping_seconds, write_seconds) / 2)
+            now = self._time()
+            if self._writing_since is None:
+                if now - self._last_written >= ping_seconds / 2:
+                    self._opened.subscription.nudge()
+            elif now - self._writing_since >= write_seconds:
+                log.info("a reader of %s took nothing for %g seconds and is dropped", self._opened.stream.run_id, write_seconds)
                 return
-            await write(_framed(stream, events) if events else _PING)
-            events = await subscription.next(settings.stream_ping_interval_seconds)
-    except PositionLost as exc:
-        error = ErrorBody(message=str(exc), type="server_error", param=None, code="stream_interrupted")
-        await write(error_frame(error), more_body=False)
 
 
 def _first_stop(events: Sequence[StreamEvent]) -> int | None:

@@ -1,14 +1,14 @@
 """Read request bodies and query strings into structs, and say what is wrong with the ones that do not fit.
 
-A good request costs one call of msgspec. A refused one is read a second time without a type and compared with it
-(`http/type_walk.py`), because clients know the hosted API's literal messages. Called by the typed routes only.
+A good request costs one call of msgspec, and one more when it may be nested deeply. A refused one is read a second time without a
+type and compared with it (`http/type_walk.py`), because clients know the hosted API's literal messages. Called by the typed routes only.
 """
 
 import functools
 import json
 import math
 import re
-from typing import Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 from urllib.parse import unquote_plus
 
 import msgspec
@@ -23,6 +23,8 @@ Query = TypeVar("Query", bound=msgspec.Struct)
 # The second reading makes a Python object of every value. A body with more separators than this is explained in msgspec's
 # words instead, so that a huge wrong body cannot stop the event loop for long: 50,000 take 0.1 to 0.2 s.
 _SEPARATORS_MAX = 50_000
+# Whoever reads an accepted value again, out of a row or deep inside a run, may have less of the stack left than there was for the body.
+_DEPTH_MAX = 200
 # Longer whole numbers are refused by msgspec and by Python itself.
 _INTEGER_CHARACTERS_MAX = 4300
 
@@ -36,7 +38,10 @@ def decode_body(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
     Raises InvalidRequest that names the first fault; nothing else, whatever the bytes are.
     """
     try:
-        return decoder.decode(raw)
+        body = decoder.decode(raw)
+        if len(raw) > _DEPTH_MAX and raw.count(b"{") + raw.count(b"[") > _DEPTH_MAX:
+            _check_depth(msgspec.json.decode(raw))
+        return body
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise explain(decoder.type, raw) from None
 
@@ -98,6 +103,18 @@ def _check_surrogates(raw: bytes) -> None:
         return  # A number out of range, which the comparison with the type finds together with its place.
     except msgspec.DecodeError:
         raise _malformed("A \\u escape is half of a surrogate pair") from None
+
+
+def _check_depth(value: Any) -> None:
+    """Raise InvalidRequest when arrays and objects are nested deeper than `_DEPTH_MAX`."""
+    level = [value]
+    for _ in range(_DEPTH_MAX):
+        level = [
+            inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer) if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise _malformed("It is nested too deeply")
 
 
 def _malformed(reason: str) -> InvalidRequest:

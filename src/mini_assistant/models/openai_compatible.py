@@ -153,7 +153,8 @@ class OpenAICompatible:
             if self._api_key:
                 headers["Authorization"] = f"Bearer {self._api_key}"
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
+                # Many servers close a connection that was idle for 5 seconds; one that is reused just then would cost a retry.
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4),
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(total=None, connect=self._limits.connect_timeout_seconds),
                 cookie_jar=aiohttp.DummyCookieJar(),

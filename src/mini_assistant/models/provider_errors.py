@@ -4,12 +4,12 @@ A message says what is wrong and quotes at most 200 characters of what the provi
 """
 
 import email.utils
-import time
 from collections.abc import Mapping
 from typing import Any, cast
 
 import msgspec
 
+from mini_assistant.clock import SystemClock
 from mini_assistant.errors import ModelError, ModelErrorCode
 
 _EXCERPT_CHARACTERS_MAX = 200
@@ -126,4 +126,4 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
         at = email.utils.parsedate_to_datetime(headers["Retry-After"])
     except (KeyError, ValueError):
         return None
-    return max(0.0, at.timestamp() - time.time())
+    return max(0.0, at.timestamp() - SystemClock().now())

