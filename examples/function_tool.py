@@ -1,7 +1,7 @@
 """A function tool: the model asks for a call, this program makes it, and the model answers with the result.
 
-Start the server with a model that can call tools, then run `python examples/function_tool.py "Your question"` with the package `openai`
-installed. OPENAI_BASE_URL names the server when it does not listen on port 8000.
+Start the server with a model that can call tools (the built-in one cannot), then run `python examples/function_tool.py "Your question"`
+with the package `openai` installed. OPENAI_BASE_URL names the server when it listens elsewhere than on port 8000.
 """
 
 import json
@@ -11,8 +11,8 @@ import warnings
 
 from openai import OpenAI
 
-# The package says that OpenAI's own service is switched off. This server is not.
-warnings.filterwarnings("ignore", "The Assistants API is deprecated", DeprecationWarning)
+# The package warns that OpenAI has switched its own service off. This server goes on.
+warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
 def get_weather(city: str) -> str:
@@ -48,6 +48,6 @@ while run.status == "requires_action":
     run = client.beta.threads.runs.submit_tool_outputs_and_poll(run_id=run.id, thread_id=thread.id, tool_outputs=outputs)
 
 if run.status != "completed":
-    sys.exit(f"The run ended as {run.status}: {run.last_error.message if run.last_error else 'no reason was given'}")
+    sys.exit(f"The run ended as {run.status}: {run.last_error or run.incomplete_details}")
 answer = client.beta.threads.messages.list(thread.id, run_id=run.id).data[0]
 print(answer.content[0].text.value)

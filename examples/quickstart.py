@@ -1,7 +1,7 @@
 """A first conversation: an assistant, a thread, a question, and the answer printed as it is written.
 
 Start the server with `make serve`, then run `python examples/quickstart.py "Your question"` with the package `openai` installed.
-OPENAI_BASE_URL names the server when it listens elsewhere.
+OPENAI_BASE_URL names the server when it listens elsewhere than on port 8000.
 """
 
 import os
@@ -10,16 +10,16 @@ import warnings
 
 from openai import OpenAI
 
-# The package says that OpenAI's own service is switched off. This server is not.
-warnings.filterwarnings("ignore", "The Assistants API is deprecated", DeprecationWarning)
+# The package warns that OpenAI has switched its own service off. This server goes on.
+warnings.filterwarnings("ignore", category=DeprecationWarning)
 
-question = sys.argv[1] if len(sys.argv) > 1 else "Tell me about the Moon in two sentences."
+question = sys.argv[1] if len(sys.argv) > 1 else "What is the Moon?"
 client = OpenAI(
     base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1"),
     api_key=os.environ.get("OPENAI_API_KEY", "anything"),
 )
 
-assistant = client.beta.assistants.create(model="gpt-4o", instructions="You are a friendly assistant. Answer briefly.")
+assistant = client.beta.assistants.create(model="gpt-4o", instructions="Answer in one or two short sentences.")
 thread = client.beta.threads.create()
 client.beta.threads.messages.create(thread_id=thread.id, role="user", content=question)
 
@@ -30,4 +30,4 @@ with client.beta.threads.runs.stream(thread_id=thread.id, assistant_id=assistant
     run = stream.get_final_run()
 
 if run.status != "completed":
-    sys.exit(f"The run ended as {run.status}: {run.last_error.message if run.last_error else 'no reason was given'}")
+    sys.exit(f"The run ended as {run.status}: {run.last_error or run.incomplete_details}")

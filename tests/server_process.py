@@ -23,7 +23,9 @@ class ServerProcess:
 
     def start(self) -> None:
         """Start the server and wait until it accepts requests. Raises RuntimeError when it does not in time."""
-        self._process = _started([sys.executable, "-m", "mini_assistant", "serve", "--port", "0", "--data-dir", str(self.data_dir)], self.environment)
+        self._process = _started(
+            [sys.executable, "-m", "mini_assistant", "serve", "--port", "0", "--data-dir", str(self.data_dir)], self.environment
+        )
         self.address = _line_with(self._process, "is ready at ").rsplit(" ", 1)[1].removesuffix("/v1")
 
     @property

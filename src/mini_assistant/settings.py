@@ -215,9 +215,9 @@ def _parse(name: str, value: Any) -> Any:
     parsed = _parse_value(name, value, wanted)
     minimum, maximum = fields[name].metadata["minimum"], fields[name].metadata["maximum"]
     if minimum is not None and parsed < minimum:
-        raise ConfigError(f"'{name}' must be at least {minimum:g}, but is {parsed:g}.")
+        raise ConfigError(f"'{name}' must be at least {minimum}, but is {parsed}.")
     if maximum is not None and parsed > maximum:
-        raise ConfigError(f"'{name}' must be at most {maximum:g}, but is {parsed:g}.")
+        raise ConfigError(f"'{name}' must be at most {maximum}, but is {parsed}.")
     if name == "log_level" and parsed not in ("debug", "info", "warning", "error"):
         raise ConfigError(f"'log_level' must be debug, info, warning or error, but is '{parsed}'.")
     return parsed

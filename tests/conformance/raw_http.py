@@ -68,28 +68,38 @@ async def read_stream(http: aiohttp.ClientSession, method: str, path: str, body:
 
 
 class FrameReader:
-    """Iterates over the frames of a stream; `pings` counts the heart-beats between them, `text` is what has been read."""
+    """Iterates over the frames of a stream; `pings` counts the heart-beats between them, `lines` is what has been read."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
         self.pings = 0
-        self.text = ""
+        self.lines: list[str] = []
 
     async def __aiter__(self) -> AsyncIterator[Frame]:
         lines: list[str] = []
-        async for raw in self._response.content:
-            line = raw.decode()
-            self.text += line
-            assert line.endswith("\n")
-            if line == ": ping\n":
+        async for line in self._lines():
+            if line == ": ping":
                 assert not lines, "a heart-beat inside a frame"
                 self.pings += 1
-            elif line != "\n":
-                lines.append(line.removesuffix("\n"))
+            elif line:
+                lines.append(line)
             else:
                 yield _frame(lines)
                 lines = []
         assert not lines, "the stream ends inside a frame"
+
+    async def _lines(self) -> AsyncIterator[str]:
+        """Lines without their ends. The library's own reader refuses long ones."""
+        pieces: list[bytes] = []
+        async for chunk in self._response.content.iter_any():
+            *whole, rest = chunk.split(b"\n")
+            for end in whole:
+                line = b"".join([*pieces, end]).decode()
+                pieces = []
+                self.lines.append(line)
+                yield line
+            pieces.append(rest)
+        assert not b"".join(pieces), "the stream ends inside a line"
 
 
 def _frame(lines: list[str]) -> Frame:

@@ -116,7 +116,7 @@ def test_spellings_of_true_and_false(text: str, value: bool) -> None:
         ("port = 80.5", "'port' must be a whole number."),
         ("port = true", "'port' must be a whole number."),
         ("port = -1", "'port' must be at least 0, but is -1."),
-        ("port = 65536", "'port' must be at most 65536, but is"),
+        ("port = 65536", "'port' must be at most 65535, but is 65536."),
         ("port = []", "'port' must be a whole number."),
         ("lease_seconds = 'soon'", "'lease_seconds' must be a number, but is 'soon'."),
         ("lease_seconds = 0.4", "'lease_seconds' must be at least 0.5, but is 0.4."),
@@ -136,7 +136,7 @@ def test_spellings_of_true_and_false(text: str, value: bool) -> None:
     ],
 )
 def test_wrong_values_are_refused_by_name(tmp_path: Path, line: str, message: str) -> None:
-    assert refusal(tmp_path, line).startswith(message.replace("at most 65536", "at most 65535"))
+    assert refusal(tmp_path, line).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_every_minimum_holds(item: dataclasses.Field[Any]) -> None:
     below = minimum - 1 if isinstance(item.default, int) else minimum - 0.001
 
     assert getattr(from_environment(**{item.name: str(minimum)}), item.name) == minimum
-    assert f"'{item.name}' must be at least {minimum:g}" in refusal(**{PREFIX + item.name.upper(): str(below)})
+    assert f"'{item.name}' must be at least {minimum}, but is {below}." in refusal(**{PREFIX + item.name.upper(): str(below)})
 
 
 def test_every_number_has_a_minimum() -> None:

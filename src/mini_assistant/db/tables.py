@@ -79,7 +79,6 @@ run_is_active = status_in("queued", "in_progress", "requires_action", "cancellin
 
 _active_text = sa.text("status IN ('queued', 'in_progress', 'requires_action', 'cancelling')")
 sa.Index("runs_one_active_per_thread", runs.c.thread_id, unique=True, sqlite_where=_active_text, postgresql_where=_active_text)
-sa.Index("runs_to_sweep", runs.c.lease_until, sqlite_where=_active_text, postgresql_where=_active_text)
 sa.Index(
     "runs_with_events",
     runs.c.ended_at,

@@ -108,7 +108,7 @@ class RouteTable:
     def find(self, method: str, path: str) -> tuple[Route | None, dict[str, str], bool]:
         """The route, its path parameters, and whether the path is known at all (with another method)."""
         node, values = self._root, list[str]()
-        for segment in path.strip("/").split("/"):
+        for segment in path[1:].split("/"):
             below = node.literal.get(segment)
             if below is None:
                 below = node.parameter

@@ -54,10 +54,10 @@ async def create_run(request: Request[CreateRun, object]) -> StartedRun:
     assistant = await _assistant(request)
     run = _new_run(services, thread_id, assistant, body)
     messages = [thread_commands.new_message(services, thread_id, message) for message in body.additional_messages or []]
-    if not run.instructions and not any(message.role == "user" for message in messages):
+    can_answer = bool(run.instructions) or any(message.role == "user" for message in messages)
+    if not can_answer and not await thread_store.has_user_message(services, request.project_id, thread_id):
         await thread_store.get_thread_json(services, request.project_id, thread_id)
-        if not await thread_store.has_user_message(services, request.project_id, thread_id):
-            raise _nothing_to_answer()
+        raise _nothing_to_answer()
     return await _start(request, run, [thread_store.require_thread(request.project_id, thread_id)], messages)
 
 
@@ -202,8 +202,10 @@ async def submit_tool_outputs(request: Request[SubmitToolOutputs, object]) -> St
         given = [output.tool_call_id for output in request.body.tool_outputs]
         if sorted(given) != sorted(expected):
             raise InvalidRequest(f"Expected tool outputs for call_ids {expected}, got {[name[:100] for name in given]}")
+        step = await _open_step_or_none(services, record)
+        if step is None:
+            continue  # somebody else was faster, and the step has ended since the run was read
         changes = Changes()
-        step = await _open_step(services, record)
         change.end_step(changes, _with_outputs(step, request.body.tool_outputs), "completed", services.now(), usage=step.usage)
         body = store.json_in_status(services, record, "queued")
         kept = request.remember(body, run_id=record.run.id, after_seq=record.version)
@@ -215,9 +217,9 @@ async def submit_tool_outputs(request: Request[SubmitToolOutputs, object]) -> St
         return StartedRun(saved.run, body, record.version)
 
 
-async def _open_step(services: Services, record: RunRecord) -> StepRecord:
+async def _open_step_or_none(services: Services, record: RunRecord) -> StepRecord | None:
     steps = await store.get_steps(services, record.run.id)
-    return next(known for known in steps if known.step.status == "in_progress" and known.step.type == "tool_calls")
+    return next((known for known in steps if known.step.status == "in_progress" and known.step.type == "tool_calls"), None)
 
 
 def _with_outputs(record: StepRecord, outputs: Sequence[ToolOutput]) -> StepRecord:

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, cast
 import msgspec
 
 from mini_assistant.errors import ModelError
-from mini_assistant.models.base import ChatMessage, ChatRequest, Finished, NamedTool, TextDelta, TokenUsage, ToolDefinition
+from mini_assistant.models.base import ChatMessage, ChatRequest, Finished, NamedTool, TokenUsage, ToolDefinition
 from mini_assistant.runs import changes as change
 from mini_assistant.runs import prompt
 from mini_assistant.runs.events import STEP_DELTA
@@ -45,15 +45,30 @@ class _Budget(NamedTuple):
     completion_tokens: int | None
 
 
+class Past(NamedTuple):
+    """What a run goes on from: the messages of its thread and its own steps, oldest first."""
+
+    messages: list[Message]
+    steps: list[StepRecord]
+
+
+async def get_past(services: Services, record: RunRecord) -> Past:
+    """Read what a run goes on from. May be read while the run is being claimed: had it gone on since, the claim would fail."""
+    messages, steps = await asyncio.gather(
+        get_history(services, record.project_id, record.run.thread_id, _HISTORY_MESSAGES_MAX), get_steps(services, record.run.id)
+    )
+    return Past(messages, steps)
+
+
 class RunExecution:
     """A claimed run while it is being executed. `record` is the run after the last commit."""
 
-    def __init__(self, services: Services, record: RunRecord) -> None:
+    def __init__(self, services: Services, record: RunRecord, past: Past) -> None:
         self._services = services
         self._record = record
         self._turn: Turn | None = None
-        self._messages: list[Message] = []
-        self._steps: list[StepRecord] = []
+        self._messages = past.messages
+        self._steps = past.steps
 
     @property
     def record(self) -> RunRecord:
@@ -70,9 +85,6 @@ class RunExecution:
 
         Raises ModelError when the run has failed (nothing is written of that), and RunLost when it is not this worker's any more.
         """
-        run = self._record.run
-        self._messages = await get_history(self._services, self._record.project_id, run.thread_id, _HISTORY_MESSAGES_MAX)
-        self._steps = await get_steps(self._services, run.id)
         while not await self._take_turn():
             pass
 
@@ -90,7 +102,8 @@ class RunExecution:
         if request is None:
             return await self._stop_incomplete("max_prompt_tokens")
 
-        turn = self._turn = Turn(services, self._record, number, self._left_open, self._drafts)
+        has_spoken = any(record.turn == number and record.step.type == "message_creation" for record in self._finished_steps)
+        turn = self._turn = Turn(services, self._record, number, self._left_open, self._drafts, has_spoken=has_spoken)
         finished: Finished | None = None
         async with aclosing(services.models.stream(request)) as answer:
             async for deltas in answer:
@@ -100,6 +113,10 @@ class RunExecution:
         if turn.tools is None:
             return await self._end_message_turn(turn, finished)
         return await self._end_tool_turn(turn, turn.tools, finished)
+
+    @property
+    def _finished_steps(self) -> list[StepRecord]:
+        return [record for record in self._steps if record.step.status == "completed"]
 
     @property
     def _left_open(self) -> list[StepRecord]:
@@ -132,7 +149,7 @@ class RunExecution:
             # Room for the answer: what was asked for, but at most half of the window.
             window -= min(budget.completion_tokens or window // 4, window // 2)
         limits = [limit for limit in (window, budget.prompt_tokens) if limit is not None]
-        finished_turns = [record for record in self._steps if record.step.status != "in_progress"]
+        finished_turns = [record for record in self._steps if record.turn < turn]
         parts = prompt.conversation(run, self._messages, finished_turns)
         messages, counted = await _fitted(parts, tools, min(limits) if limits else None)
         if budget.prompt_tokens is not None and counted is not None and counted > budget.prompt_tokens:
@@ -158,8 +175,7 @@ class RunExecution:
 
     async def _end_message_turn(self, turn: Turn, finished: Finished) -> bool:
         """The model has answered: the message, its step and the run end in one commit."""
-        if turn.message is None:
-            await turn.take([TextDelta("")])
+        await turn.end_without_calls()
         assert turn.message is not None
         incomplete: IncompleteReason | None = None
         if finished.reason == "length":

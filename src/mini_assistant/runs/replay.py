@@ -20,9 +20,10 @@ from mini_assistant.runs.schema import RunStep, ToolCall, ToolCallsDetails
 from mini_assistant.services import Services
 from mini_assistant.threads.schema import Message
 
-_STEP_ENDS = ("completed", "failed", "cancelled", "expired")
-_CALLS_ARE_WHOLE = frozenset({"thread.run.requires_action", *(f"thread.run.step.{status}" for status in _STEP_ENDS)})
+_STEP_BEGINS = ("thread.run.step.created", "thread.run.step.in_progress")
+_STEP_ENDS = frozenset(f"thread.run.step.{status}" for status in ("completed", "failed", "cancelled", "expired"))
 _GONE = "The events of this run are no longer kept. Read the run, its steps and messages instead."
+_PIECES_GONE = "The events after this Last-Event-ID are no longer kept. Attach again without Last-Event-ID."
 
 
 def parse_position(last_event_id: str | None) -> tuple[int, Position]:
@@ -48,29 +49,36 @@ async def events_before(services: Services, run_id: str, after: Position, first_
     """
     if after.seq >= first_live_seq - 1:
         return []
-    rows = await store.get_events(services, run_id, after.seq, first_live_seq - 1)
+    rows = await store.get_events(services, run_id, max(0, after.seq - 1), first_live_seq - 1)
+    last_read = rows[0] if rows and after.seq else None
+    rows = rows[1:] if last_read else rows
     if not rows or rows[0].seq != after.seq + 1:
         raise PositionLost(_GONE)
     if after.part not in (0, ALL_PARTS):
-        raise PositionLost("The events after this Last-Event-ID are no longer kept. Attach again without Last-Event-ID.")
+        raise PositionLost(_PIECES_GONE)
+    if last_read and last_read.name == "thread.run.cancelling" and after.part == 0:
+        raise PositionLost(_PIECES_GONE)  # this event may stand between two pieces of an answer
     steps = {record.step.id: record.step for record in await store.get_steps(services, run_id)}
-    return with_whole_deltas(rows, steps, skip_first=after.part == ALL_PARTS)
+    return with_whole_deltas(rows, steps, last_read=last_read, skip_first=after.part == ALL_PARTS)
 
 
-def with_whole_deltas(rows: Sequence[StreamEvent], steps: dict[str, RunStep], *, skip_first: bool = False) -> list[StreamEvent]:
+def with_whole_deltas(
+    rows: Sequence[StreamEvent], steps: dict[str, RunStep], *, last_read: StreamEvent | None = None, skip_first: bool = False
+) -> list[StreamEvent]:
     """The rows with one whole delta before each event that ends a message or a round of tool calls.
 
-    steps: the run's steps by id. skip_first: the reader has had the deltas before the first row already.
+    steps: the run's steps by id. last_read: the row before the first one, None when that is the run's first. skip_first: the reader has
+    had the deltas before the first row already.
     """
     answer: list[StreamEvent] = []
-    open_tool_step: str | None = None
+    open_tool_step = _tool_step_id(last_read) if last_read and last_read.name in _STEP_BEGINS else None
     for place, row in enumerate(rows):
         delta: tuple[str, bytes] | None = None
         if row.name in ("thread.message.completed", "thread.message.incomplete"):
             delta = _named(MESSAGE_DELTA, whole_message_delta(msgspec.json.decode(row.data, type=Message)))
         elif row.name == "thread.run.step.created":
-            open_tool_step = _tool_step_id(row)
-        elif open_tool_step and row.name in _CALLS_ARE_WHOLE:
+            open_tool_step = _tool_step_id(row) or open_tool_step
+        elif open_tool_step in steps and _has_whole_calls(row, open_tool_step):
             delta = _named(STEP_DELTA, whole_step_delta(open_tool_step, _calls(steps[open_tool_step])))
             open_tool_step = None
         if delta and not (skip_first and place == 0):
@@ -81,6 +89,11 @@ def with_whole_deltas(rows: Sequence[StreamEvent], steps: dict[str, RunStep], *,
 
 def _named(name: str, data: bytes | None) -> tuple[str, bytes] | None:
     return None if data is None else (name, data)
+
+
+def _has_whole_calls(row: StreamEvent, tool_step: str) -> bool:
+    """Whether the calls of a step cannot change any more, from this event on."""
+    return row.name == "thread.run.requires_action" or (row.name in _STEP_ENDS and _tool_step_id(row) == tool_step)
 
 
 def _tool_step_id(row: StreamEvent) -> str | None:

@@ -41,11 +41,12 @@ class RunLost(Exception):
 class RunRecord:
     """A run and the bookkeeping of its row.
 
-    version: number of the run's last event. attempt: how many workers have claimed it so far.
+    body: the run's wire JSON as its row has it. version: number of the run's last event. attempt: how many workers have claimed it so far.
     """
 
     project_id: str
     run: Run
+    body: str
     version: int
     attempt: int
     lease_owner: str | None
@@ -105,10 +106,13 @@ _unchanged = (
     runs.c.attempt == sa.bindparam("seen_attempt"),
 )
 _advance = Query(sa.update(runs).where(*_unchanged).values(version=sa.bindparam("new_version")).returning(runs.c.id))
-_replace_body = Query(sa.update(runs).where(*_unchanged).values(body=sa.bindparam("new_body")).returning(runs.c.id))
+_replace_body = Query(
+    sa.update(runs).where(*_unchanged, runs.c.body == sa.bindparam("seen_body")).values(body=sa.bindparam("new_body")).returning(runs.c.id)
+)
 _set_status = Query(
     sa.update(runs)
-    .where(*_unchanged)
+    # The body too: metadata is changed without an event.
+    .where(*_unchanged, runs.c.body == sa.bindparam("seen_body"))
     .values(
         version=sa.bindparam("new_version"),
         status=sa.bindparam("new_status"),
@@ -185,6 +189,7 @@ def _record_of(row: Row) -> RunRecord:
     return RunRecord(
         project_id=project_id,
         run=_decode_run(body),
+        body=body,
         version=version,
         attempt=attempt,
         lease_owner=lease_owner,
@@ -221,12 +226,13 @@ async def get_events(services: Services, run_id: str, after_seq: int, last_seq: 
 def insert_run(project_id: str, run: Run) -> tuple[RunRecord, list[Bound], list[RunEvent]]:
     """A new run in `queued`: its record, the statements that write it with its first events, and those events."""
     events = created_run_events(run)
-    record = RunRecord(project_id=project_id, run=run, version=len(events), attempt=0, lease_owner=None, lease_until=0.0)
+    body = _encode(run).decode()
+    record = RunRecord(project_id=project_id, run=run, body=body, version=len(events), attempt=0, lease_owner=None, lease_until=0.0)
     row = _insert_run(
         id=run.id,
         project_id=project_id,
         created_at=run.created_at,
-        body=_encode(run).decode(),
+        body=body,
         thread_id=run.thread_id,
         status=run.status,
         expires_at=run.expires_at,
@@ -311,6 +317,7 @@ async def transition_run(
     saved = RunRecord(
         project_id=record.project_id,
         run=run,
+        body=_encode(run).decode(),
         version=record.version + len(events),
         attempt=record.attempt + (1 if lease else 0),
         lease_owner=lease.owner if lease else (record.lease_owner if keeps_lease else None),
@@ -321,7 +328,8 @@ async def transition_run(
         **_seen(record),
         new_version=saved.version,
         new_status=to,
-        new_body=_encode(run).decode(),
+        seen_body=record.body,
+        new_body=saved.body,
         new_attempt=saved.attempt,
         new_owner=saved.lease_owner,
         new_until=saved.lease_until,
@@ -337,6 +345,7 @@ async def take_over_run(services: Services, record: RunRecord, lease: Lease) -> 
     saved = RunRecord(
         project_id=record.project_id,
         run=record.run,
+        body=record.body,
         version=record.version,
         attempt=record.attempt + 1,
         lease_owner=lease.owner,
@@ -350,7 +359,7 @@ async def take_over_run(services: Services, record: RunRecord, lease: Lease) -> 
 async def replace_metadata(services: Services, record: RunRecord, metadata: dict[str, str]) -> str:
     """Write a run's metadata and return its wire JSON. Raises RunLost when the run is not as `record` says."""
     body = _encode(msgspec.structs.replace(record.run, metadata=metadata)).decode()
-    await _commit(services, record, [_replace_body.guard("run", **_seen(record), new_body=body)], [])
+    await _commit(services, record, [_replace_body.guard("run", **_seen(record), seen_body=record.body, new_body=body)], [])
     return body
 
 
@@ -379,6 +388,7 @@ def _advanced(record: RunRecord, count: int) -> RunRecord:
     return RunRecord(
         project_id=record.project_id,
         run=record.run,
+        body=record.body,
         version=record.version + count,
         attempt=record.attempt,
         lease_owner=record.lease_owner,

@@ -65,8 +65,20 @@ class OpenToolStep:
 class Turn:
     """The turn `number` of a run. `record` is the run after the last commit."""
 
-    def __init__(self, services: Services, record: RunRecord, number: int, left_open: Sequence[StepRecord], drafts: Sequence[Message]):
-        """left_open: steps that a lost worker had begun in this turn. drafts: messages that the run had begun."""
+    def __init__(
+        self,
+        services: Services,
+        record: RunRecord,
+        number: int,
+        left_open: Sequence[StepRecord],
+        drafts: Sequence[Message],
+        *,
+        has_spoken: bool = False,
+    ):
+        """left_open: steps that a lost worker had begun in this turn. drafts: messages that the run had begun.
+
+        has_spoken: a lost worker has finished a message of this turn, before calls that it did not finish.
+        """
         self._services = services
         self.record = record
         self.number = number
@@ -76,6 +88,9 @@ class Turn:
         self.written: list[Message] = []
         self._left_open = list(left_open)
         self._drafts = {message.id: message for message in drafts}
+        # A model that is asked again says its text again: that is kept back until it is known whether calls follow this time, too.
+        self._keeps_text_back = has_spoken
+        self._kept_back: list[TextDelta | RefusalDelta] = []
         self._characters_left = services.settings.answer_characters_max
 
     async def take(self, deltas: Sequence[ChatDelta]) -> Finished | None:
@@ -86,16 +101,27 @@ class Turn:
         for delta in deltas:
             if isinstance(delta, TextDelta | RefusalDelta):
                 self._spend(delta.text)
-                if self.message is None:
-                    await self._open_message()
-                assert self.message is not None
-                self.tell(MESSAGE_DELTA, self.message.add(delta))
+                if self._keeps_text_back:
+                    self._kept_back.append(delta)
+                else:
+                    await self._take_text(delta)
             elif isinstance(delta, ToolCallDelta):
                 self._spend(delta.arguments)
                 await self._take_call(delta)
             else:
                 return delta
         return None
+
+    async def _take_text(self, delta: TextDelta | RefusalDelta) -> None:
+        if self.message is None:
+            await self._open_message()
+        assert self.message is not None
+        self.tell(MESSAGE_DELTA, self.message.add(delta))
+
+    async def end_without_calls(self) -> None:
+        """The answer was text alone: what was kept back is a message after all, and an answer without a word an empty one."""
+        for delta in self._kept_back or ([] if self.message else [TextDelta("")]):
+            await self._take_text(delta)
 
     def tell(self, name: str, data: bytes) -> None:
         """Give a delta to the readers of the run."""
@@ -113,6 +139,8 @@ class Turn:
         if step is not None and draft is not None:
             self.message = OpenMessage(draft, step)
         else:
+            if step is not None:  # a client has deleted its message
+                self._abandon(step, changes)
             now = self._services.now()
             message = change.new_message(self.record, now)
             new = change.new_step(self.record, self.number, message.id, now)

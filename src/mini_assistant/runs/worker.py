@@ -5,6 +5,7 @@ One worker a process. It hears of runs from the queue, and from its own sweep, w
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Coroutine
 from typing import Any
 
@@ -14,9 +15,9 @@ from mini_assistant.ids import new_id
 from mini_assistant.pagination import forget_deleted_cursors
 from mini_assistant.runs import leases
 from mini_assistant.runs.endings import end_run
-from mini_assistant.runs.loop import RunExecution
+from mini_assistant.runs.loop import RunExecution, get_past
 from mini_assistant.runs.schema import LastError
-from mini_assistant.runs.store import Lease, RunLost, RunRecord, get_record_for_worker, take_over_run, transition_run
+from mini_assistant.runs.store import Lease, RunLost, get_record_for_worker, take_over_run, transition_run
 from mini_assistant.services import Services
 
 log = logging.getLogger("mini_assistant.runs")
@@ -34,8 +35,9 @@ class Worker:
         # Runs that are being executed; the loop's own task is there once the run has been claimed.
         self._running: dict[str, _RunningRun] = {}
         # Runs that wait for a place, in their order.
-        self._backlog: dict[str, None] = {}
+        self._backlog: OrderedDict[str, None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_stopping = False
 
     async def run(self) -> None:
         """Work until cancelled; then stop the loops where they are and hand back their runs."""
@@ -45,6 +47,7 @@ class Worker:
                 group.create_task(self._keep_leases())
                 group.create_task(self._sweep_regularly())
         finally:
+            self._is_stopping = True
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -55,6 +58,8 @@ class Worker:
             self._offer(await self._services.queue.get())
 
     def _offer(self, run_id: str) -> None:
+        if self._is_stopping:
+            return  # another worker finds it, or this one when it is started again
         running = self._running.get(run_id)
         if running is not None:
             running.is_offered_again = True
@@ -84,19 +89,17 @@ class Worker:
     async def _attend(self, running: "_RunningRun") -> None:
         """Do for a run whatever its row asks for."""
         try:
-            record = await self._claim(running.run_id)
-            if record is not None:
-                await self._execute(running, record)
+            execution = await self._claim(running.run_id)
+            if execution is not None:
+                await self._execute(running, execution)
         finally:
             del self._running[running.run_id]
+            while self._backlog and len(self._running) < self._services.settings.run_concurrency_max:
+                self._offer(self._backlog.popitem(last=False)[0])
             if running.is_offered_again:  # it may have been continued while this was coming to its end
                 self._offer(running.run_id)
-            if self._backlog:
-                waiting = next(iter(self._backlog))
-                del self._backlog[waiting]
-                self._offer(waiting)
 
-    async def _claim(self, run_id: str) -> RunRecord | None:
+    async def _claim(self, run_id: str) -> RunExecution | None:
         """Claim a run to execute it; None when there is nothing to execute. Runs that only need to be ended are ended here."""
         services = self._services
         record = await get_record_for_worker(services, run_id)
@@ -113,24 +116,25 @@ class Worker:
         if status == "requires_action":
             return None
         if status == "queued":
-            return await transition_run(services, record, "in_progress", lease=lease)
-        record = await take_over_run(services, record, lease)
-        services.events.begin_attempt(run_id, record.attempt, record.version)
-        log.info("run %s: taken over, attempt %d", run_id, record.attempt)
-        return record
+            claiming = transition_run(services, record, "in_progress", lease=lease)
+        else:
+            claiming = take_over_run(services, record, lease)
+        claimed, past = await asyncio.gather(claiming, get_past(services, record))
+        if status == "in_progress":
+            services.events.begin_attempt(run_id, claimed.attempt, claimed.version)
+            log.info("run %s: taken over, attempt %d", run_id, claimed.attempt)
+        return RunExecution(services, claimed, past)
 
-    async def _execute(self, running: "_RunningRun", record: RunRecord) -> None:
+    async def _execute(self, running: "_RunningRun", execution: RunExecution) -> None:
         """Run the loop to its end, or until it is interrupted; then end the run as its row says."""
-        services = self._services
-        running.attempt = record.attempt
-        execution = RunExecution(services, record)
+        running.attempt = execution.record.attempt
         task = running.task = asyncio.create_task(execution.execute())
-        seconds_left = (record.run.expires_at or 0) - services.clock.now()
-        deadline = asyncio.get_running_loop().call_later(max(0.0, seconds_left), task.cancel)
+        self._cancel_at(running, task, execution.record.run.expires_at or 0)
         try:
             await asyncio.wait({task})
         finally:
-            deadline.cancel()
+            if running.deadline is not None:
+                running.deadline.cancel()
             if not task.done():  # this worker is shutting down
                 task.cancel()
                 await asyncio.wait({task})
@@ -140,6 +144,15 @@ class Worker:
         failure = task.exception()
         if failure is not None:
             await self._end_failed(execution, failure)
+
+    def _cancel_at(self, running: "_RunningRun", task: asyncio.Task[None], expires_at: float) -> None:
+        seconds_left = expires_at - self._services.clock.now()
+        if seconds_left <= 0:
+            task.cancel()
+        else:
+            # A timer may be a little early, and a run that is stopped before it has expired would wait for its lease to run out.
+            later = asyncio.get_running_loop().call_later
+            running.deadline = later(max(seconds_left, 0.001), self._cancel_at, running, task, expires_at)
 
     async def _end_interrupted(self, execution: RunExecution) -> None:
         services = self._services
@@ -221,3 +234,4 @@ class _RunningRun:
         self.attempt = 0
         self.is_offered_again = False
         self.task: asyncio.Task[None] | None = None
+        self.deadline: asyncio.TimerHandle | None = None

@@ -96,14 +96,6 @@ def upgrade() -> None:
         postgresql_where=sa.text("status IN ('queued', 'in_progress', 'requires_action', 'cancelling')"),
     )
     op.create_index(
-        "runs_to_sweep",
-        "runs",
-        ["lease_until"],
-        unique=False,
-        sqlite_where=sa.text("status IN ('queued', 'in_progress', 'requires_action', 'cancelling')"),
-        postgresql_where=sa.text("status IN ('queued', 'in_progress', 'requires_action', 'cancelling')"),
-    )
-    op.create_index(
         "runs_with_events",
         "runs",
         ["ended_at"],
