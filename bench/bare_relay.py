@@ -40,13 +40,18 @@ class _Upstream(asyncio.Protocol):
 
     def __init__(self, request: bytes, client: asyncio.Transport) -> None:
         self._request = request
+        self._client = client
         self._write = client.write
         self._rest = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
         transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
+        if self._client.is_closing():
+            self._transport.close()
+            return
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
         frames = [self._frame(line[6:]) for line in lines if line.startswith(b"data: ")]

@@ -12,7 +12,7 @@ from bench.endpoint import STAMP_DIGITS
 
 _TEXT = b'"value":"'
 _DELTA = b"event: thread.message.delta\n"
-_DONE = b"event: done\n"
+_DONE = b"data: [DONE]"
 
 
 def request(method: str, path: str, body: object = None) -> bytes:
@@ -134,8 +134,9 @@ class StreamReader(asyncio.Protocol):
         if tokens:
             self.tokens += tokens
             at = data.find(_TEXT) + len(_TEXT)
-            late = time.monotonic_ns() // 1_000_000 - int(data[at : at + STAMP_DIGITS])
-            self.delays_ms.append(late % 10**STAMP_DIGITS)
+            sent = data[at : at + STAMP_DIGITS]
+            if sent.isdigit():  # other endpoints write words
+                self.delays_ms.append((time.monotonic_ns() // 1_000_000 - int(sent)) % 10**STAMP_DIGITS)
             if not self.began.done():
                 self.began.set_result(None)
         if data.find(_DONE) >= 0 and not self.ended.done():

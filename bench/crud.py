@@ -12,7 +12,7 @@ from bench.report import Row, at_least, median
 from bench.scale import Scale
 
 CONNECTIONS = 32
-MESSAGES_PER_THREAD = 40
+MESSAGES_PER_THREAD = 21
 _TEXT = "What is the height of the tower, and since when has it stood there? Please answer in one sentence."
 _MESSAGE = {"role": "user", "content": _TEXT}
 

@@ -75,11 +75,11 @@ def other_cores() -> list[int]:
 
 
 def _cores() -> list[int]:
-    # Asked of the first process once, because this one is pinned itself.
-    return _ALL_CORES
+    return _CORES_AT_START
 
 
-_ALL_CORES = sorted(os.sched_getaffinity(0))
+# Read before this process is pinned itself.
+_CORES_AT_START = sorted(os.sched_getaffinity(0))
 
 
 @contextlib.contextmanager
@@ -102,6 +102,16 @@ def server(data_dir: Path, model_address: str) -> contextlib.AbstractContextMana
     arguments = ["serve", "--port", "0", "--data-dir", str(data_dir)]
     environment = {"OPENAI_BASE_URL": f"{model_address}/v1", "OPENAI_API_KEY": "none"}
     return started("mini_assistant", arguments, ready="is ready at ", cores=[server_core()], environment=environment)
+
+
+def bare_relay(model_address: str) -> contextlib.AbstractContextManager[Process]:
+    """The bound of the relay, on the server's core."""
+    return started("bench.bare_relay", [model_address], ready="http", cores=[server_core()])
+
+
+def scripted_endpoint() -> contextlib.AbstractContextManager[Process]:
+    """The endpoint that the tests use; it answers at once."""
+    return started("mini_assistant.models.scripted", [], ready="http", cores=other_cores()[:1])
 
 
 def paced_endpoint() -> contextlib.AbstractContextManager[Process]:

@@ -18,5 +18,5 @@ class Scale(NamedTuple):
     repetitions: int
 
 
-FULL = Scale(rounds=7, round_seconds=1.2, streams=100, streams_max=600, streams_step=50, repetitions=400)
+FULL = Scale(rounds=9, round_seconds=0.8, streams=100, streams_max=600, streams_step=50, repetitions=400)
 QUICK = Scale(rounds=1, round_seconds=0.5, streams=10, streams_max=20, streams_step=10, repetitions=30)

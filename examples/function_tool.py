@@ -1,7 +1,7 @@
 """A function tool: the model asks for a call, this program makes it, and the model answers with the result.
 
 Start the server with a model that can call tools (the built-in one cannot), then run `python examples/function_tool.py "Your question"`
-with the package `openai` installed. OPENAI_BASE_URL names the server when it listens elsewhere than on port 8000.
+with the package `openai` installed. ASSISTANTS_BASE_URL names the server when it listens elsewhere than on port 8000.
 """
 
 import json
@@ -31,8 +31,8 @@ GET_WEATHER = {
 
 question = sys.argv[1] if len(sys.argv) > 1 else "What is the weather in Oslo?"
 client = OpenAI(
-    base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1"),
-    api_key=os.environ.get("OPENAI_API_KEY", "anything"),
+    base_url=os.environ.get("ASSISTANTS_BASE_URL", "http://127.0.0.1:8000/v1"),
+    api_key=os.environ.get("ASSISTANTS_API_KEY", "anything"),
 )
 
 assistant = client.beta.assistants.create(model="gpt-4o", instructions="Answer in one sentence.", tools=[GET_WEATHER])

@@ -1,7 +1,7 @@
 """A first conversation: an assistant, a thread, a question, and the answer printed as it is written.
 
 Start the server with `make serve`, then run `python examples/quickstart.py "Your question"` with the package `openai` installed.
-OPENAI_BASE_URL names the server when it listens elsewhere than on port 8000.
+ASSISTANTS_BASE_URL names the server when it listens elsewhere than on port 8000.
 """
 
 import os
@@ -15,8 +15,8 @@ warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 question = sys.argv[1] if len(sys.argv) > 1 else "What is the Moon?"
 client = OpenAI(
-    base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1"),
-    api_key=os.environ.get("OPENAI_API_KEY", "anything"),
+    base_url=os.environ.get("ASSISTANTS_BASE_URL", "http://127.0.0.1:8000/v1"),
+    api_key=os.environ.get("ASSISTANTS_API_KEY", "anything"),
 )
 
 assistant = client.beta.assistants.create(model="gpt-4o", instructions="Answer in one or two short sentences.")

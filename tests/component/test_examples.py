@@ -60,7 +60,7 @@ def run_example(name, base_url, *arguments):
 
 def call_of(name, base_url, arguments):
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "PYTHON"))}
-    environment = {**inherited, "OPENAI_BASE_URL": base_url, "PYTHONIOENCODING": "utf-8"}
+    environment = {**inherited, "ASSISTANTS_BASE_URL": base_url, "PYTHONIOENCODING": "utf-8"}
     return {"args": [sys.executable, str(EXAMPLES / name), *arguments], "env": environment}
 
 
@@ -93,4 +93,4 @@ def test_function_tool_calls_the_function_and_prints_the_answer(scripted_server)
 def test_quickstart_prints_words_of_the_builtin_model(tmp_path):
     with running_server(tmp_path / "data") as base_url:
         answer = run_example("quickstart.py", base_url)
-    assert "Moon" in answer
+    assert len(answer.split()) >= 3, answer

@@ -30,7 +30,7 @@ def migrated(path: Path) -> sqlite3.Connection:
 def shape_of(connection: sqlite3.Connection) -> dict[str, list[str]]:
     """The parts of the statement of every table and index by its name, whatever their order, white space and quotes."""
     rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name != 'alembic_version'").fetchall()
-    return {name: sorted(re.split(r",(?![^()]*\))", re.sub(r"[\s\"]+", "", sql).replace("(", "(,", 1))) for name, sql in rows}
+    return {name: sorted(re.split(r",(?![^()]*\))", re.sub(r"[\s\"]+", "", sql).replace("(", "(,", 1).removesuffix(")"))) for name, sql in rows}
 
 
 def revision_of(path: Path) -> str:

@@ -1,9 +1,9 @@
 """Pages against the whole list: whatever was created and deleted, and wherever a client stands in it, nothing is missed or repeated."""
 
 import asyncio
-import tempfile
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -37,6 +37,9 @@ class Rows:
     alive: list[str] = field(default_factory=list[str])
     ever: list[str] = field(default_factory=list[str])
 
+    def name(self, number: int) -> str:
+        return f"thread_{self.project_id}_{number}"
+
     async def act(self, history: list[Action]) -> None:
         for action, number in history:
             if action == "create":
@@ -46,7 +49,7 @@ class Rows:
 
     async def _create(self, seconds_later: int) -> None:
         self.seconds += seconds_later
-        name = f"thread_{self.project_id}_{len(self.ever)}"
+        name = self.name(len(self.ever))
         self.alive.append(name)
         self.ever.append(name)
         await self.db.write([insert_thread(id=name, project_id=self.project_id, created_at=self.seconds, body=f'{{"id":"{name}"}}')])
@@ -70,28 +73,28 @@ class Rows:
         names = [item["id"] for item in answer["data"]]
         assert (answer["object"], answer["first_id"], answer["last_id"]) == ("list", *((names[0], names[-1]) if names else (None, None)))
         assert len(set(names)) == len(names) <= query["limit"]
+        assert set(names) <= set(self.ever), "nothing of other projects"
         return names, answer["has_more"]
 
 
-def on_rows(check: Any, *arguments: Any) -> None:
-    async def run() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            db = SqliteDatabase(Path(folder) / "rows.sqlite3")
-            await db.open()
-            try:
-                neighbour, rows = Rows(db, "neighbour"), Rows(db, "own")
-                await neighbour.act([("create", 0)] * 5)
-                await check(rows, *arguments)
-                assert all("own" in name for name in (await rows.page(limit=100))[0])
-            finally:
-                await db.close()
+OnRows = Callable[[Callable[[Rows], Awaitable[None]]], None]
 
-    asyncio.run(run())
+
+@pytest.fixture(scope="module")
+def on_rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnRows]:
+    """Runs a check on an empty list, beside the rows of all checks before it, which are other projects'."""
+    db = SqliteDatabase(tmp_path_factory.mktemp("pages") / "rows.sqlite3")
+    numbers = count()
+    with asyncio.Runner() as runner:
+        runner.run(db.open())
+        runner.run(Rows(db, "neighbour").act([("create", 0)] * 5))
+        yield lambda check: runner.run(check(Rows(db, f"own{next(numbers)}")))
+        runner.run(db.close())
 
 
 @given(histories, st.integers(1, 8), st.sampled_from(["asc", "desc"]))
 @settings(max_examples=60, deadline=None)
-def test_pages_one_after_another_are_the_whole_list(history: tuple[list[Action], list[Action]], limit: int, order: str) -> None:
+def test_pages_one_after_another_are_the_whole_list(on_rows: OnRows, history: tuple[list[Action], list[Action]], limit: int, order: str) -> None:
     async def check(rows: Rows) -> None:
         await rows.act([*history[0], *history[1]])
         for direction in ("after", "before"):
@@ -116,6 +119,7 @@ def test_pages_one_after_another_are_the_whole_list(history: tuple[list[Action],
 @given(histories, st.integers(1, 8), st.sampled_from(["asc", "desc"]), st.data())
 @settings(max_examples=60, deadline=None)
 def test_a_page_lies_next_to_its_cursors_even_when_they_are_deleted(
+    on_rows: OnRows,
     history: tuple[list[Action], list[Action]], limit: int, order: str, data: st.DataObject
 ) -> None:
     async def check(rows: Rows) -> None:
@@ -137,6 +141,7 @@ def test_a_page_lies_next_to_its_cursors_even_when_they_are_deleted(
 @given(histories, st.integers(1, 5), st.sampled_from(["asc", "desc"]))
 @settings(max_examples=60, deadline=None)
 def test_who_pages_while_others_create_and_delete_misses_nothing_that_stays(
+    on_rows: OnRows,
     history: tuple[list[Action], list[Action]], limit: int, order: str
 ) -> None:
     async def check(rows: Rows) -> None:
@@ -165,7 +170,7 @@ async def create_three(rows: Rows) -> None:
 
 @pytest.mark.parametrize("cursor", ["thread_unknown", "", "thread_neighbour_2"])
 @pytest.mark.parametrize("direction", ["after", "before"])
-def test_a_cursor_that_never_was_in_the_list_is_refused(direction: str, cursor: str) -> None:
+def test_a_cursor_that_never_was_in_the_list_is_refused(on_rows: OnRows, direction: str, cursor: str) -> None:
     async def check(rows: Rows) -> None:
         await create_three(rows)
         with pytest.raises(NotFound, match=f"No thread found with id '{cursor}'"):
@@ -174,31 +179,31 @@ def test_a_cursor_that_never_was_in_the_list_is_refused(direction: str, cursor: 
     on_rows(check)
 
 
-def test_a_deleted_cursor_of_another_project_is_refused() -> None:
+def test_a_deleted_cursor_of_another_project_is_refused(on_rows: OnRows) -> None:
     async def check(rows: Rows) -> None:
-        neighbour = Rows(rows.db, "third")
-        await create_three(neighbour)
-        await neighbour.act([("delete", 1)])
+        third = Rows(rows.db, "third")
+        await create_three(third)
+        await third.act([("delete", 1)])
         with pytest.raises(NotFound):
-            await rows.page(limit=5, after="thread_third_1")
+            await rows.page(limit=5, after=third.name(1))
 
     on_rows(check)
 
 
-def test_deleted_cursors_are_kept_for_their_time_and_no_longer() -> None:
+def test_deleted_cursors_are_kept_for_their_time_and_no_longer(on_rows: OnRows) -> None:
     async def check(rows: Rows) -> None:
         await create_three(rows)
         await rows.act([("delete", 1)])
         await rows.db.write([forget_deleted_cursors(before=rows.seconds)])
-        assert await rows.page(limit=5, order="asc", after="thread_own_1") == (["thread_own_2"], False)
+        assert await rows.page(limit=5, order="asc", after=rows.name(1)) == ([rows.name(2)], False)
         await rows.db.write([forget_deleted_cursors(before=rows.seconds + 1)])
         with pytest.raises(NotFound):
-            await rows.page(limit=5, after="thread_own_1")
+            await rows.page(limit=5, after=rows.name(1))
 
     on_rows(check)
 
 
-def test_an_empty_list() -> None:
+def test_an_empty_list(on_rows: OnRows) -> None:
     async def check(rows: Rows) -> None:
         assert await rows.page(limit=1) == ([], False)
 

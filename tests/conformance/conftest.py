@@ -22,7 +22,9 @@ async def sdk(server: str) -> AsyncIterator[openai.AsyncOpenAI]:
     """The official SDK; a body that is not strictly of its type fails the test."""
     hooks = {"response": [_check_response]}
     http_client = openai.DefaultAsyncHttpxClient(event_hooks=hooks, trust_env=False, verify=False)
-    async with openai.AsyncOpenAI(base_url=f"{server}/v1", api_key="test-key", max_retries=0, timeout=20, http_client=http_client) as client:
+    async with openai.AsyncOpenAI(
+        base_url=f"{server}/v1", api_key="test-key", max_retries=0, timeout=20, http_client=http_client
+    ) as client:
         yield client
 
 

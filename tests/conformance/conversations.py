@@ -1,5 +1,6 @@
 """Assistants, threads and runs as the tests need them, made with the official SDK."""
 
+import asyncio
 from typing import Any
 
 import openai
@@ -25,6 +26,7 @@ CALL_WEATHER = 'call weather {"city":"Oslo"}'
 """A message that makes the scripted model call the function."""
 CALL_BOTH = 'call weather {"city":"Oslo"} and call clock {}'
 POLL_MS = 10
+POLLS_MAX = 1000
 
 
 def answer_with(endpoint: ScriptedEndpoint, *steps: Step) -> None:
@@ -57,6 +59,16 @@ async def start_run(sdk: openai.AsyncOpenAI, text: str = "Hello", *, tools: list
 async def stopped(sdk: openai.AsyncOpenAI, run: Run) -> Run:
     """The run once it needs the client or has ended."""
     return await sdk.beta.threads.runs.poll(run.id, thread_id=run.thread_id, poll_interval_ms=POLL_MS)
+
+
+async def run_after(sdk: openai.AsyncOpenAI, run: Run, status: str) -> Run:
+    """The run once it is not in this status any more, for changes that the SDK's own polling does not wait for."""
+    for _ in range(POLLS_MAX):
+        known = await sdk.beta.threads.runs.retrieve(run.id, thread_id=run.thread_id)
+        if known.status != status:
+            return known
+        await asyncio.sleep(POLL_MS / 1000)
+    raise TimeoutError(f"the run stayed in {status}")
 
 
 async def finished_run(sdk: openai.AsyncOpenAI, text: str = "Hello", **fields: Any) -> Run:

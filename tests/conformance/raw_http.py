@@ -52,7 +52,9 @@ async def refused(http: aiohttp.ClientSession, method: str, path: str, body: Any
 
 
 @asynccontextmanager
-async def open_stream(http: aiohttp.ClientSession, method: str, path: str, body: Any = None, **options: Any) -> AsyncIterator["FrameReader"]:
+async def open_stream(
+    http: aiohttp.ClientSession, method: str, path: str, body: Any = None, **options: Any
+) -> AsyncIterator["FrameReader"]:
     """Open an event stream; it is closed on the way out, read to its end or not."""
     async with http.request(method, path, json=body, **options) as response:
         assert response.status == 200, await response.text()

@@ -46,7 +46,12 @@ async def test_a_wrong_request_is_told_in_the_known_words(http: aiohttp.ClientSe
             "POST",
             "/v1/threads",
             {"metadata": metadata},
-            (400, "Invalid type for 'metadata.modified': expected a string, but got a boolean instead.", "metadata.modified", "invalid_type"),
+            (
+                400,
+                "Invalid type for 'metadata.modified': expected a string, but got a boolean instead.",
+                "metadata.modified",
+                "invalid_type",
+            ),
         ),
         (
             "POST",

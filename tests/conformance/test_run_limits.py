@@ -1,10 +1,11 @@
-"""What a run may use and what the model is asked: overrides, budgets, truncation, tool choice, formats, as the model's endpoint sees them."""
+"""What a run may use and what the model is asked, as its endpoint sees it: overrides, budgets, truncation, tool choice, formats."""
 
 from typing import Any
 
 import aiohttp
 import openai
 import pytest
+from openai.types.beta.threads.run_create_params import RunCreateParamsBase
 
 from mini_assistant.models.script import Finish, Rule, Script, ScriptedCall, Stall, Text, ToolCalls
 from mini_assistant.models.scripted import ScriptedEndpoint
@@ -83,10 +84,9 @@ async def test_what_a_run_gives_wins_and_leaves_the_assistant_as_it_was(sdk: ope
 async def test_null_in_a_run_means_as_the_assistant_has_it(sdk: openai.AsyncOpenAI, http: aiohttp.ClientSession) -> None:
     assistant = await new_assistant(sdk, instructions="Own", tools=[WEATHER], temperature=0.5)
     thread = await thread_saying(sdk, "Hello")
-    nulls = dict.fromkeys(
-        """model instructions additional_instructions additional_messages tools metadata temperature top_p reasoning_effort stream
-        max_prompt_tokens max_completion_tokens truncation_strategy tool_choice parallel_tool_calls response_format""".split()
-    )
+    optional = RunCreateParamsBase.__optional_keys__ - {"include", "stream"}
+    assert len(optional) == 14
+    nulls = dict.fromkeys([*optional, "stream"])
     made = await call(http, "POST", f"/v1/threads/{thread.id}/runs", {"assistant_id": assistant.id, **nulls})
     run = made.body
     assert (run["model"], run["instructions"], run["temperature"], len(run["tools"])) == (MODEL, "Own", 0.5, 1)
@@ -141,7 +141,11 @@ async def test_a_run_has_at_most_20_tools_and_budgets_of_at_least_256(sdk: opena
         ({"max_prompt_tokens": 255}, "max_prompt_tokens", "integer_below_min_value"),
         ({"temperature": 3}, "temperature", "decimal_above_max_value"),
         ({"truncation_strategy": {"type": "oldest"}}, "truncation_strategy.type", "invalid_value"),
-        ({"truncation_strategy": {"type": "last_messages", "last_messages": 0}}, "truncation_strategy.last_messages", "integer_below_min_value"),
+        (
+            {"truncation_strategy": {"type": "last_messages", "last_messages": 0}},
+            "truncation_strategy.last_messages",
+            "integer_below_min_value",
+        ),
         ({"tool_choice": {"type": "function"}}, "tool_choice.function", "missing_required_parameter"),
         ({"tool_choice": "always"}, "tool_choice", "invalid_value"),
         ({"tool_choice": {"type": "function", "function": {"name": "unknown"}}}, "tool_choice", "invalid_value"),

@@ -38,6 +38,7 @@ from tests.conformance.conversations import (
     messages_of,
     new_assistant,
     pending_ids,
+    run_after,
     start_run,
     steps_of,
     stopped,
@@ -316,10 +317,14 @@ async def test_a_queued_run_can_be_cancelled(sdk: openai.AsyncOpenAI, endpoint: 
 
 async def test_a_run_in_progress_can_be_cancelled_and_keeps_what_it_said(sdk: openai.AsyncOpenAI, endpoint: ScriptedEndpoint) -> None:
     answer_with(endpoint, Text("As far as I"), Stall())
-    run = await start_run(sdk)
-    await until_model_is_asked(endpoint)
-    while not await messages_of(sdk, run):
-        await asyncio.sleep(0.01)
+    assistant, thread = await new_assistant(sdk), await thread_saying(sdk, "Hello")
+    run: Run | None = None
+    async for event in await sdk.beta.threads.runs.create(thread.id, assistant_id=assistant.id, stream=True):
+        if event.event == "thread.run.in_progress":
+            run = event.data
+        elif event.event == "thread.message.delta" and '"I"' in event.data.to_json():
+            break
+    assert run is not None
     cancelling = await sdk.beta.threads.runs.cancel(run.id, thread_id=run.thread_id)
     assert (cancelling.status, cancelling.cancelled_at, cancelling.expires_at) == ("cancelling", None, run.expires_at)
     cancelled = await stopped(sdk, run)
@@ -343,7 +348,7 @@ async def test_a_run_that_waits_for_outputs_can_be_cancelled(sdk: openai.AsyncOp
     assert (cancelled.status, cancelled.required_action) == ("cancelled", None)
     [step] = await steps_of(sdk, run)
     assert step.status == "cancelled"
-    with pytest.raises(openai.BadRequestError, match='Runs in status "cancelled" do not accept tool outputs.'):
+    with pytest.raises(openai.BadRequestError, match=r'Runs in status "cancelled" do not accept tool outputs\.'):
         await submit(sdk, run, "too late")
     await assert_unlocked(sdk, run)
 
@@ -367,9 +372,9 @@ async def test_a_run_that_is_being_computed_takes_no_outputs_and_no_metadata(sdk
     run = await start_run(sdk)
     await until_model_is_asked(endpoint)
     outputs: list[Any] = [{"tool_call_id": "call_x", "output": ""}]
-    with pytest.raises(openai.BadRequestError, match='Runs in status "in_progress" do not accept tool outputs.'):
+    with pytest.raises(openai.BadRequestError, match=r'Runs in status "in_progress" do not accept tool outputs\.'):
         await sdk.beta.threads.runs.submit_tool_outputs(run.id, thread_id=run.thread_id, tool_outputs=outputs)
-    with pytest.raises(openai.BadRequestError, match="Cannot update run with status 'in_progress'."):
+    with pytest.raises(openai.BadRequestError, match=r"Cannot update run with status 'in_progress'\."):
         await sdk.beta.threads.runs.update(run.id, thread_id=run.thread_id, metadata={"a": "1"})
 
 
@@ -387,15 +392,13 @@ async def test_metadata_of_a_run_can_be_changed_while_it_waits_and_after_it_has_
 @server_with(run_expiry_seconds=1, sweep_interval_seconds=0.05)
 async def test_a_run_that_is_not_answered_in_time_expires(sdk: openai.AsyncOpenAI) -> None:
     run = await finished_run(sdk, CALL_WEATHER, tools=[WEATHER])
-    async with asyncio.timeout(WAIT_SECONDS):
-        while (expired := await sdk.beta.threads.runs.retrieve(run.id, thread_id=run.thread_id)).status == "requires_action":
-            await asyncio.sleep(0.02)
+    expired = await run_after(sdk, run, "requires_action")
     assert (expired.status, expired.required_action, expired.expires_at) == ("expired", None, run.created_at + 1)
     [step] = await steps_of(sdk, run)
     assert (step.status, step.expired_at is None) == ("expired", False)
-    with pytest.raises(openai.BadRequestError, match='Runs in status "expired" do not accept tool outputs.'):
+    with pytest.raises(openai.BadRequestError, match=r'Runs in status "expired" do not accept tool outputs\.'):
         await submit(sdk, run, "too late")
-    with pytest.raises(openai.BadRequestError, match="Cannot cancel run with status 'expired'."):
+    with pytest.raises(openai.BadRequestError, match=r"Cannot cancel run with status 'expired'\."):
         await sdk.beta.threads.runs.cancel(run.id, thread_id=run.thread_id)
     await sdk.beta.threads.messages.create(run.thread_id, role="user", content="The thread is free")
 

@@ -138,7 +138,10 @@ async def test_the_helper_rebuilds_parallel_calls_and_the_continuation(sdk: open
     assert_same([waiting], [await retrieved(sdk, waiting)])
     assert step.step_details.type == "tool_calls"
     assert waiting.required_action is not None
-    asked = [(pending.id, pending.function.name, pending.function.arguments) for pending in waiting.required_action.submit_tool_outputs.tool_calls]
+    asked = [
+        (pending.id, pending.function.name, pending.function.arguments)
+        for pending in waiting.required_action.submit_tool_outputs.tool_calls
+    ]
     for calls in (step.step_details.tool_calls, listener.tool_calls):
         assert [
             (known.id, known.function.name, known.function.arguments, known.function.output) for known in calls if known.type == "function"

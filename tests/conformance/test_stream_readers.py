@@ -54,7 +54,9 @@ async def test_a_silent_stream_sends_comments_that_stand_between_events(
     assert names(frames)[-2:] == ["thread.run.completed", "done"]
 
 
-async def test_a_run_goes_on_when_its_reader_leaves(sdk: openai.AsyncOpenAI, http: aiohttp.ClientSession, endpoint: ScriptedEndpoint) -> None:
+async def test_a_run_goes_on_when_its_reader_leaves(
+    sdk: openai.AsyncOpenAI, http: aiohttp.ClientSession, endpoint: ScriptedEndpoint
+) -> None:
     answer_with(endpoint, Text("one two three", delay_seconds=0.05))
     path, body = await prepared(sdk)
     async with open_stream(http, "POST", path, body) as stream:
@@ -151,7 +153,9 @@ async def test_a_thread_can_be_deleted_while_its_run_waits_or_is_queued(sdk: ope
     assert (await finished_run(sdk)).status == "completed"
 
 
-async def test_a_message_may_be_deleted_while_it_is_written(sdk: openai.AsyncOpenAI, http: aiohttp.ClientSession, endpoint: ScriptedEndpoint) -> None:
+async def test_a_message_may_be_deleted_while_it_is_written(
+    sdk: openai.AsyncOpenAI, http: aiohttp.ClientSession, endpoint: ScriptedEndpoint
+) -> None:
     answer_with(endpoint, Text("one two three", delay_seconds=0.05))
     path, body = await prepared(sdk)
     deleted = False

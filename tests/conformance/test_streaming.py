@@ -130,7 +130,11 @@ async def test_a_function_call_ends_the_stream_and_its_outputs_begin_another(sdk
     continued = await read_stream(http, "POST", *outputs_for(frames, "sunny"))
     assert names(continued) == [*CONTINUED, *MESSAGE, *COMPLETED]
     ended = continued[0].data
-    assert (ended["id"], ended["status"], ended["step_details"]["tool_calls"][0]["function"]["output"]) == (step["id"], "completed", "sunny")
+    assert (ended["id"], ended["status"], ended["step_details"]["tool_calls"][0]["function"]["output"]) == (
+        step["id"],
+        "completed",
+        "sunny",
+    )
     assert ended["usage"]["total_tokens"] > 0
     assert continued[1].data["required_action"] is None
     assert continued[1].data["expires_at"] == run["expires_at"]
@@ -188,7 +192,9 @@ async def test_a_refusal_is_a_part_of_its_own(sdk: openai.AsyncOpenAI, http: aio
     assert [part["type"] for part in ended["content"]] == ["text", "refusal"]
 
 
-async def test_a_model_that_fails_before_it_speaks(sdk: openai.AsyncOpenAI, http: aiohttp.ClientSession, endpoint: ScriptedEndpoint) -> None:
+async def test_a_model_that_fails_before_it_speaks(
+    sdk: openai.AsyncOpenAI, http: aiohttp.ClientSession, endpoint: ScriptedEndpoint
+) -> None:
     answer_with(endpoint, Respond(429, {"error": {"message": "Slow down"}}))
     path, body = await prepared(sdk)
     frames = await read_stream(http, "POST", path, body)
@@ -243,7 +249,9 @@ async def test_cancelling_in_the_middle(sdk: openai.AsyncOpenAI, http: aiohttp.C
     assert (message["incomplete_details"], message["content"][0]["text"]["value"]) == ({"reason": "run_cancelled"}, "As far as I know")
 
 
-async def test_cancelling_before_the_model_has_spoken(sdk: openai.AsyncOpenAI, http: aiohttp.ClientSession, endpoint: ScriptedEndpoint) -> None:
+async def test_cancelling_before_the_model_has_spoken(
+    sdk: openai.AsyncOpenAI, http: aiohttp.ClientSession, endpoint: ScriptedEndpoint
+) -> None:
     answer_with(endpoint, Stall())
     path, body = await prepared(sdk)
     frames: list[Frame] = []
@@ -289,7 +297,9 @@ async def test_every_stream_tells_the_same_whatever_the_size_of_the_pieces(
         assert message["content"][0]["text"]["value"] == text
 
 
-async def test_runs_that_stream_at_the_same_time_do_not_mix(sdk: openai.AsyncOpenAI, http: aiohttp.ClientSession, endpoint: ScriptedEndpoint) -> None:
+async def test_runs_that_stream_at_the_same_time_do_not_mix(
+    sdk: openai.AsyncOpenAI, http: aiohttp.ClientSession, endpoint: ScriptedEndpoint
+) -> None:
     texts = {f"<{number}>": f"{number} " * 40 for number in range(8)}
     endpoint.script = Script([Rule([Text(text, delay_seconds=0.001)], contains=mark) for mark, text in texts.items()])
     prepared_runs = [await prepared(sdk, mark) for mark in texts]

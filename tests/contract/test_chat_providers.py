@@ -337,6 +337,16 @@ async def test_what_came_before_a_failure_is_given_out(endpoint, connect):
             await anext(stream)
 
 
+async def test_text_in_the_same_read_as_a_failure_is_given_out_first(endpoint, connect):
+    both = 'data: {"choices":[{"delta":{"content":"Half"}}]}\n\ndata: {"error":{"message":"Overloaded"}}\n\n'
+    endpoint.script = script(Rule([Raw(both)]))
+    stream = connect().stream(REQUEST, Capabilities())
+    async with asyncio.timeout(5):
+        assert await anext(stream) == [TextDelta("Half")]
+        with pytest.raises(ModelError, match="Overloaded"):
+            await anext(stream)
+
+
 async def test_a_cut_after_the_finish_reason_is_an_end(endpoint, connect):
     finish = {"choices": [{"delta": {}, "finish_reason": "stop"}]}
     endpoint.script = script(Rule([Text("All"), Frames([finish]), Wait(0.02), Cut()]))

@@ -1,6 +1,7 @@
 """The tables. A row holds an object's wire JSON (`body`) beside the columns that are searched or guarded.
 
-`seq` grows with every insert and breaks the ties of `created_at`. Every row that a client can name has its `project_id`.
+`seq` grows with every insert and breaks the ties of `created_at`. Where single objects can be deleted, SQLite is told not to give a
+`seq` twice (`sqlite_autoincrement`): it is the place of deleted cursors. Every row that a client can name has its `project_id`.
 `db/migrations` brings a database to this shape; a test compares the two.
 """
 
@@ -32,6 +33,7 @@ assistants = sa.Table(
     metadata,
     *_object_columns(),
     sa.Index("assistants_in_order", "project_id", "created_at", "seq"),
+    sqlite_autoincrement=True,
 )
 
 threads = sa.Table(
@@ -39,6 +41,7 @@ threads = sa.Table(
     metadata,
     *_object_columns(),
     sa.Index("threads_in_order", "project_id", "created_at", "seq"),
+    sqlite_autoincrement=True,
 )
 
 messages = sa.Table(
@@ -49,6 +52,7 @@ messages = sa.Table(
     sa.Column("run_id", sa.Text),
     sa.Column("role", sa.Text, nullable=False),
     sa.Index("messages_in_order", "thread_id", "created_at", "seq"),
+    sqlite_autoincrement=True,
 )
 
 runs = sa.Table(

@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 def builtin_capabilities(settings: Settings) -> Capabilities:
-    """What the built-in model can do: text, and JSON by a grammar. Tools are emulated above it."""
+    """What the built-in model can do: text, and JSON by a grammar. It is offered no tools."""
     return Capabilities(
         context_window_tokens=settings.builtin_context_tokens,
         completion_tokens_max=_completion_tokens_max(settings),

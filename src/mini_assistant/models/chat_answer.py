@@ -37,6 +37,8 @@ class ChatAnswer:
             await self._drain()
             return []
         chunks, watchdog = self._chunks, self._watchdog
+        if chunks.failure is not None:
+            raise chunks.failure
         progress = chunks.progress
         watchdog.start()
         try:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from mini_assistant.errors import ModelError
 from mini_assistant.models.base import ChatDelta, Finished, FinishReason, RefusalDelta, TextDelta, TokenUsage
 from mini_assistant.models.provider_errors import ProviderErrors
 from mini_assistant.models.sse_lines import LineTooLong, SseLines
@@ -86,11 +87,13 @@ class ChatChunks:
 
     progress: grows with every read that brought a piece of the answer or of the reasoning before it.
     finished: whether `Finished` has been given out. has_reason: whether the server has said why it ends; only usage may follow.
+    failure: what went wrong behind the deltas that were given out last, None while all is well.
     """
 
     def __init__(self, errors: ProviderErrors) -> None:
         self.progress = 0
         self.finished = False
+        self.failure: ModelError | None = None
         self._errors = errors
         self._lines = SseLines()
         self._event = b""
@@ -104,8 +107,20 @@ class ChatChunks:
         return self._reason is not None
 
     def feed(self, data: bytes) -> list[ChatDelta]:
-        """The deltas that one read of a stream completes. Raises ModelError."""
+        """The deltas that one read of a stream completes. Raises ModelError, unless there are deltas before the fault."""
         deltas: list[ChatDelta] = []
+        try:
+            self._feed(data, deltas)
+        except ModelError as error:
+            if not deltas:
+                raise
+            self.failure = error
+        if deltas or self._thought:
+            self.progress += 1
+            self._thought = False
+        return deltas
+
+    def _feed(self, data: bytes, deltas: list[ChatDelta]) -> None:
         try:
             contents = self._lines.feed(data)
         except LineTooLong:
@@ -113,17 +128,13 @@ class ChatChunks:
         for content in contents:
             if content == b"[DONE]":
                 self._finish(deltas)
-                break
+                return
             self._accept_line(content, deltas)
-        if deltas or self._thought:
-            self.progress += 1
-            self._thought = False
-        return deltas
 
     def feed_end(self) -> list[ChatDelta]:
         """The deltas that the end of a stream completes. Raises ModelError when the answer had not ended."""
         deltas = self.feed(b"\n")
-        if not self.finished:
+        if not self.finished and self.failure is None:
             self._finish(deltas)
         return deltas
 

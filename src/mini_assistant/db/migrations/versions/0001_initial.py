@@ -17,6 +17,7 @@ def upgrade() -> None:
         sa.Column("body", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("seq"),
         sa.UniqueConstraint("id"),
+        sqlite_autoincrement=True,
     )
     op.create_index("assistants_in_order", "assistants", ["project_id", "created_at", "seq"], unique=False)
     op.create_table(
@@ -50,6 +51,7 @@ def upgrade() -> None:
         sa.Column("body", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("seq"),
         sa.UniqueConstraint("id"),
+        sqlite_autoincrement=True,
     )
     op.create_index("threads_in_order", "threads", ["project_id", "created_at", "seq"], unique=False)
     op.create_table(
@@ -65,6 +67,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["thread_id"], ["threads.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("seq"),
         sa.UniqueConstraint("id"),
+        sqlite_autoincrement=True,
     )
     op.create_index("messages_in_order", "messages", ["thread_id", "created_at", "seq"], unique=False)
     op.create_table(
