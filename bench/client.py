@@ -87,7 +87,9 @@ async def load(address: str, requests: Sequence[bytes], seconds: float) -> Load:
     latencies: list[float] = []
     began = time.perf_counter()
     try:
-        await asyncio.gather(*(_repeat(connection, data, began + seconds, latencies) for connection, data in zip(connections, requests, strict=True)))
+        await asyncio.gather(
+            *(_repeat(connection, data, began + seconds, latencies) for connection, data in zip(connections, requests, strict=True))
+        )
     finally:
         for connection in connections:
             connection.close()

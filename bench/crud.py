@@ -35,9 +35,10 @@ class _Turns(NamedTuple):
 async def rows(scale: Scale) -> AsyncIterator[Row]:
     """One row for each kind of request."""
     with tempfile.TemporaryDirectory() as folder, machine.paced_endpoint() as endpoint:
-        with machine.server(Path(folder), endpoint.address) as server, machine.started(
-            "bench.bare_app", [folder], ready="http", cores=[machine.server_core()]
-        ) as bare:
+        with (
+            machine.server(Path(folder), endpoint.address) as server,
+            machine.started("bench.bare_app", [folder], ready="http", cores=[machine.server_core()]) as bare,
+        ):
             requests = {process: await _requests(process.address) for process in (server, bare)}
             for place, kind in enumerate(_KINDS):
                 yield await _compared(server, bare, {process: made[place] for process, made in requests.items()}, kind, scale)

@@ -94,7 +94,9 @@ async def _streams_on_one_core(server: Process, endpoint: Process, scale: Scale)
     yield Row(f"streaming runs at {TOKENS_PER_SECOND} tokens/s, one core", told, around, f">= {STREAMS_TARGET}", streams >= STREAMS_TARGET)
     if held:
         delay = f"{held.delay_p99_ms:.0f} ms"
-        yield information("  token delay p99 with them", delay, f"too many: {last.streams}" if last and not last.holds else "no more were tried")
+        yield information(
+            "  token delay p99 with them", delay, f"too many: {last.streams}" if last and not last.holds else "no more were tried"
+        )
 
 
 async def _watched(server: Process, endpoint: Process, readers: list[StreamReader], scale: Scale) -> _Step:

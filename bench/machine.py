@@ -83,7 +83,9 @@ _CORES_AT_START = sorted(os.sched_getaffinity(0))
 
 
 @contextlib.contextmanager
-def started(module: str, arguments: Sequence[str], *, ready: str, cores: Sequence[int], environment: Mapping[str, str] | None = None) -> Iterator[Process]:
+def started(
+    module: str, arguments: Sequence[str], *, ready: str, cores: Sequence[int], environment: Mapping[str, str] | None = None
+) -> Iterator[Process]:
     """`python -m MODULE` with nothing of the caller's settings. ready: what its line with the address contains."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "MINI_ASSISTANT_"))}
     kept.pop("PYTHONDONTWRITEBYTECODE", None)  # a start that compiles everything again says nothing about a server

@@ -12,7 +12,7 @@ import uvicorn
 from mini_assistant.assistants import routes as assistant_routes
 from mini_assistant.clock import SystemClock
 from mini_assistant.db.sqlite import SqliteDatabase
-from mini_assistant.errors import BackendError, ModelError
+from mini_assistant.errors import BackendError, ConfigError, ModelError
 from mini_assistant.events.local import LocalEventBus
 from mini_assistant.http import health
 from mini_assistant.http.api import Api
@@ -110,9 +110,9 @@ async def _warm_up(builtin: BuiltinModel) -> None:
 async def running_server(settings: Settings) -> AsyncGenerator[str]:
     """The server inside this process, accepting requests; gives its address."""
     async with open_services(settings) as services:
-        worker = asyncio.create_task(Worker(services).run())
         server = _HttpServer(_uvicorn_config(settings, Api(services, all_routes())))
         listener = _listener(settings)  # from here on clients can connect; they are answered when the server runs
+        worker = asyncio.create_task(Worker(services).run())
         serving = asyncio.create_task(server.serve([listener]))
         try:
             host, port = listener.getsockname()[:2]
@@ -153,17 +153,22 @@ def _listener(settings: Settings) -> socket.socket:
     # With the protocol named, asyncio switches the delay of small packets off; without, answers on a kept connection wait 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((settings.host, settings.port))
-    listener.listen(2048)
+    try:
+        listener.bind((settings.host, settings.port))
+        listener.listen(2048)
+    except OSError as exc:
+        listener.close()
+        raise ConfigError(f"The server cannot listen on {settings.host} port {settings.port}: {exc.strerror}. Try --port 8001.") from exc
     return listener
 
 
 async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """Run the server until SIGINT or SIGTERM. announce: told each line that a person at the terminal should see."""
+    stopping = _stop_signal()
     announce(model_line(settings))
     async with running_server(settings) as address:
         announce(f"mini-assistant is ready at {address}/v1")
-        await _until_told_to_stop()
+        await stopping.wait()
 
 
 def model_line(settings: Settings) -> str:
@@ -199,9 +204,10 @@ async def _outcome(check: Awaitable[str]) -> str | BackendError:
         return exc
 
 
-async def _until_told_to_stop() -> None:
+def _stop_signal() -> asyncio.Event:
+    """Set by SIGINT and SIGTERM, from now on."""
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, told.set)
-    await told.wait()
+    return told

@@ -51,6 +51,12 @@ async def test_a_strict_server_demands_the_v2_header(http: aiohttp.ClientSession
     assert (await call(http, "POST", "/v1/threads", {}, headers={**bearer(KEY), **V2})).status == 200
 
 
+async def test_the_first_version_of_the_api_is_refused_everywhere(http: aiohttp.ClientSession) -> None:
+    status, message, param, code = await refused(http, "POST", "/v1/threads", {}, headers={"OpenAI-Beta": "assistants=v1"})
+    assert (status, param, code) == (400, None, "invalid_beta")
+    assert "assistants=v2" in message
+
+
 async def test_by_default_neither_key_nor_header_is_needed_and_the_prefix_may_be_left_out(http: aiohttp.ClientSession) -> None:
     made = await call(http, "POST", "/v1/threads", {})
     assert (await call(http, "GET", f"/threads/{made.body['id']}")).body == made.body

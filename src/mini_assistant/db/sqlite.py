@@ -258,11 +258,14 @@ def _deliver(loop: asyncio.AbstractEventLoop, outcomes: list[_Outcome]) -> None:
 
 def _check_file(path: Path) -> None:
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         connection = _connect(path)
         try:
             problems = connection.execute("PRAGMA quick_check(1)").fetchall()
         finally:
             connection.close()
+    except OSError as exc:
+        raise StoreUnavailable(f"{path} cannot be used: {exc.strerror}.") from exc
     except sqlite3.Error as exc:
         raise StoreUnavailable(f"{path} cannot be opened: {exc}.") from exc
     if problems != [("ok",)]:

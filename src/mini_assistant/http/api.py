@@ -14,8 +14,8 @@ import msgspec
 from mini_assistant.db.base import UniqueViolation
 from mini_assistant.errors import AppError, InvalidRequest, MethodNotAllowed, NotFound, StoreUnavailable, TooLarge
 from mini_assistant.events.base import Position
-from mini_assistant.http import idempotency
 from mini_assistant.http.auth import DEFAULT_PROJECT_ID, Authenticator
+from mini_assistant.http.connection import ABORT
 from mini_assistant.http.error_response import SERVER_ERROR, UNAVAILABLE, envelope, error_of
 from mini_assistant.http.idempotency import IdempotentCall
 from mini_assistant.http.routing import Answer, Request, Route, RouteTable, RunStream, check_path_ids
@@ -106,7 +106,8 @@ class Api:
         headers = [*_STREAM_HEADERS, (b"x-request-id", exchange.request_id.encode()), (b"openai-processing-ms", b"%d" % elapsed_ms)]
         try:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send_run_stream(self._services, opened, exchange.receive, send)
+            if not await send_run_stream(self._services, opened, exchange.receive, send) and ABORT in exchange.scope["extensions"]:
+                exchange.scope["extensions"][ABORT]["call"]()
         except Exception:
             log.exception("request %s: the stream broke", exchange.request_id)
         finally:
@@ -150,11 +151,11 @@ class Api:
         if kept is None:
             try:
                 return await route.call(request)
-            except UniqueViolation as exc:
-                if idempotency.INDEX not in exc.index:
-                    raise
+            except (UniqueViolation, AppError):
+                # A repeat at the same moment was faster, which this one meets as a broken index or as a changed state.
                 kept = await call.kept_answer_or_none(self._services.db)
-                assert kept is not None, "the row that broke the index"
+                if kept is None:
+                    raise
         if kept.run_id is not None and kept.after_seq is not None and getattr(request.body, "stream", None):
             return RunStream(kept.run_id, Position(kept.after_seq), last_seq=kept.after_seq)
         return kept.body
@@ -165,19 +166,15 @@ class Api:
         declared = exchange.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:
             raise _too_large(limit)
-        message = await self._receive(exchange)
-        if not message.get("more_body"):
-            body = message["body"]
-            if len(body) > limit:
-                raise _too_large(limit)
-            return body
-        pieces, size_bytes = [message["body"]], len(message["body"])
-        while message.get("more_body"):
+        pieces: list[bytes] = []
+        size_bytes, is_whole = 0, False
+        while not is_whole:
             message = await self._receive(exchange)
             pieces.append(message["body"])
             size_bytes += len(message["body"])
             if size_bytes > limit:
                 raise _too_large(limit)
+            is_whole = not message.get("more_body")
         return b"".join(pieces)
 
     async def _receive(self, exchange: _Exchange) -> dict[str, Any]:

@@ -20,14 +20,16 @@ class Authenticator:
         """The project that a request belongs to.
 
         Raises NotAuthenticated for a missing or unknown key, Forbidden for a foreign web page's request to a server without keys, and
-        InvalidRequest when the beta header is demanded and missing.
+        InvalidRequest when the beta header is demanded and missing, or names the first version of the API.
         """
         if self._hashes:
             self._check_key(headers.get(b"authorization"))
         elif headers.get(b"sec-fetch-site") == b"cross-site":
             # Any page that the user has open could otherwise work on a server that asks nobody for a key.
             raise Forbidden("This server has no API keys and refuses requests that other web sites make.", code="cross_site_request")
-        if self._is_strict and b"assistants=v2" not in headers.get(b"openai-beta", b"") and _is_assistants_path(path):
+        beta = headers.get(b"openai-beta", b"")
+        is_old = b"assistants=v1" in beta
+        if (is_old or (self._is_strict and b"assistants=v2" not in beta)) and _is_assistants_path(path):
             raise InvalidRequest(
                 "You must provide the 'OpenAI-Beta' header to access the Assistants API. "
                 "Please try again by setting the header 'OpenAI-Beta: assistants=v2'.",

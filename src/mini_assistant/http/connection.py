@@ -8,6 +8,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from mini_assistant.errors import AppError, InvalidRequest
 from mini_assistant.http.error_response import envelope, error_of
 
+ABORT = "mini_assistant.abort"
+"""The ASGI extension by which the API drops a connection together with what is still to be written to it."""
+
 HEAD_BYTES_MAX = 128 * 1024
 """Request line and headers together. A head that arrives whole in one read is served whatever its size."""
 
@@ -22,6 +25,11 @@ class HttpConnection(HttpToolsProtocol):
     """One connection, from the first byte to the last."""
 
     _head_bytes = 0
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        # A reader that takes nothing holds what was written to it: closing in order would wait for that reader.
+        self.scope["extensions"] = {ABORT: {"call": self.transport.abort}}
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

@@ -14,8 +14,6 @@ from mini_assistant.db.tables import idempotency_keys
 from mini_assistant.errors import InvalidRequest
 
 KEY_CHARACTERS_MAX = 255
-INDEX = "idempotency_keys"
-"""Part of the name of the unique index that a simultaneous repeat breaks."""
 
 _table = idempotency_keys
 _find = Query(

@@ -23,7 +23,7 @@ class RunStream:
     """An answer that is a stream of a run's events.
 
     after: where it begins; a delta counts within its attempt. last_seq: number of the run's last event so far.
-    resumable: whether frames carry ids. first_frames: sent before the run's events.
+    resumable: whether frames carry ids. is_over: whether the run has stopped there.
     """
 
     run_id: str
@@ -31,7 +31,7 @@ class RunStream:
     last_seq: int
     attempt: int = 0
     resumable: bool = False
-    first_frames: bytes = b""
+    is_over: bool = False
 
 
 Answer = bytes | str | RunStream

@@ -49,10 +49,11 @@ async def open_run_stream(services: Services, stream: RunStream) -> OpenedStream
     return OpenedStream(stream, subscription, earlier)
 
 
-async def send_run_stream(services: Services, opened: OpenedStream, receive: Receive, send: Send) -> None:
+async def send_run_stream(services: Services, opened: OpenedStream, receive: Receive, send: Send) -> bool:
     """Send events until the run stops, the client goes away, or it takes nothing for `stream_write_timeout_seconds`.
 
-    The response's headers have been sent. Dropping the stream never touches the run.
+    Returns False in the last case: the connection is of no more use. The response's headers have been sent. Dropping the stream never
+    touches the run.
     """
     sender = _Sender(services, opened, send)
     sending = asyncio.ensure_future(sender.send_events())
@@ -69,6 +70,7 @@ async def send_run_stream(services: Services, opened: OpenedStream, receive: Rec
     for outcome in outcomes:
         if isinstance(outcome, Exception):
             raise outcome
+    return not sender.is_stuck
 
 
 async def _client_has_left(receive: Receive) -> None:
@@ -86,12 +88,14 @@ class _Sender:
         self._time = asyncio.get_running_loop().time
         self._writing_since: float | None = None
         self._last_written = self._time()
+        self.is_stuck = False
 
     async def send_events(self) -> None:
         """Send everything up to the event that ends the stream."""
         stream, subscription = self._opened.stream, self._opened.subscription
-        if stream.first_frames:
-            await self._write(stream.first_frames)
+        if stream.is_over:
+            await self._write(DONE_FRAME, more_body=False)
+            return
         try:
             events = self._opened.earlier or await subscription.next()
             while True:
@@ -126,6 +130,7 @@ class _Sender:
                 if now - self._last_written >= ping_seconds / 2:
                     self._opened.subscription.nudge()
             elif now - self._writing_since >= write_seconds:
+                self.is_stuck = True
                 log.info("a reader of %s took nothing for %g seconds and is dropped", self._opened.stream.run_id, write_seconds)
                 return
 

@@ -61,7 +61,7 @@ async def create_run(request: Request[CreateRun, object]) -> StartedRun:
     return await _start(request, run, [thread_store.require_thread(request.project_id, thread_id)], messages)
 
 
-async def create_thread_and_run(request: Request[CreateThreadAndRun, object]) -> tuple[Thread, StartedRun]:
+async def create_thread_and_run(request: Request[CreateThreadAndRun, object]) -> StartedRun:
     """Create a thread and a run on it in one transaction. Raises as `create_run`."""
     services, body = request.services, request.body
     assistant = await _assistant(request)
@@ -70,7 +70,7 @@ async def create_thread_and_run(request: Request[CreateThreadAndRun, object]) ->
     if not run.instructions and not any(message.role == "user" for message in messages):
         raise _nothing_to_answer()
     row = thread_store.insert_thread(request.project_id, thread, msgspec.json.encode(thread).decode())
-    return thread, await _start(request, run, [row], messages)
+    return await _start(request, run, [row], messages, thread)
 
 
 def _nothing_to_answer() -> InvalidRequest:
@@ -85,9 +85,11 @@ async def _assistant(request: Request[RunParameters, object]) -> Assistant:
     return assistant
 
 
-async def _start(request: Request[object, object], run: Run, first: list[Bound], messages: Sequence[Message]) -> StartedRun:
+async def _start(
+    request: Request[object, object], run: Run, first: list[Bound], messages: Sequence[Message], new_thread: Thread | None = None
+) -> StartedRun:
     services = request.services
-    record, rows, events = store.insert_run(request.project_id, run)
+    record, rows, events = store.insert_run(request.project_id, run, new_thread)
     body = msgspec.json.encode(run).decode()
     numbered = [(place, event.name, event.data) for place, event in enumerate(events, start=1)]
     statements = [

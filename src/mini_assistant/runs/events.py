@@ -11,7 +11,7 @@ from mini_assistant.runs.schema import (
     RunStep,
     ToolCall,
 )
-from mini_assistant.threads.schema import Message, TextContent
+from mini_assistant.threads.schema import Message, TextContent, Thread
 
 MESSAGE_DELTA = "thread.message.delta"
 STEP_DELTA = "thread.run.step.delta"
@@ -42,10 +42,11 @@ def run_event(run: Run) -> RunEvent:
     return RunEvent(f"thread.run.{run.status}", _encode(run))
 
 
-def created_run_events(run: Run) -> list[RunEvent]:
-    """The two events of a new run."""
+def created_run_events(run: Run, new_thread: Thread | None) -> list[RunEvent]:
+    """The two events of a new run, after that of the thread that was created with it."""
     data = _encode(run)
-    return [RunEvent("thread.run.created", data), RunEvent("thread.run.queued", data)]
+    before = [] if new_thread is None else [RunEvent("thread.created", _encode(new_thread))]
+    return [*before, RunEvent("thread.run.created", data), RunEvent("thread.run.queued", data)]
 
 
 def created_step_events(step: RunStep) -> list[RunEvent]:

@@ -10,7 +10,7 @@ from mini_assistant.http.routing import Request, Route, RunStream
 from mini_assistant.pagination import EMPTY_LIST, Page, list_schema
 from mini_assistant.runs import commands, store
 from mini_assistant.runs.commands import StartedRun
-from mini_assistant.runs.events import frame
+from mini_assistant.runs.events import STOPPED_STATUSES
 from mini_assistant.runs.replay import parse_position
 from mini_assistant.runs.schema import CreateRun, CreateThreadAndRun, ModifyRun, Run, RunStep, SubmitToolOutputs
 from mini_assistant.threads import store as thread_store
@@ -38,14 +38,13 @@ async def create_run(request: Request[CreateRun, IncludeQuery]) -> str | RunStre
 
 
 async def create_thread_and_run(request: Request[CreateThreadAndRun, IncludeQuery]) -> str | RunStream:
-    thread, started = await commands.create_thread_and_run(request)
-    return _answer(started, bool(request.body.stream), frame("thread.created", msgspec.json.encode(thread)))
+    return _answer(await commands.create_thread_and_run(request), bool(request.body.stream))
 
 
-def _answer(started: StartedRun, stream: bool, first_frames: bytes = b"") -> str | RunStream:
+def _answer(started: StartedRun, stream: bool) -> str | RunStream:
     if not stream:
         return started.body
-    return RunStream(started.run.id, Position(started.after_seq), last_seq=started.after_seq, first_frames=first_frames)
+    return RunStream(started.run.id, Position(started.after_seq), last_seq=started.after_seq)
 
 
 async def list_runs(request: Request[None, Page]) -> str:
@@ -82,7 +81,8 @@ async def stream_run_events(request: Request[None, None]) -> RunStream:
     record = await commands.get_record(request)
     if position.seq > record.version:
         raise InvalidRequest("This run has no event with this Last-Event-ID.", param="Last-Event-ID", code="invalid_value")
-    return RunStream(record.run.id, position, record.version, attempt, resumable=True)
+    is_over = record.run.status in STOPPED_STATUSES and position.seq == record.version
+    return RunStream(record.run.id, position, record.version, attempt, resumable=True, is_over=is_over)
 
 
 async def list_run_steps(request: Request[None, StepPage]) -> str:

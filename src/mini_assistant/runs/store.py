@@ -19,6 +19,7 @@ from mini_assistant.runs import states
 from mini_assistant.runs.events import RunEvent, created_run_events, run_event
 from mini_assistant.runs.schema import Run, RunStatus, RunStep, Usage
 from mini_assistant.services import Services
+from mini_assistant.threads.schema import Thread
 
 ONE_ACTIVE_RUN_INDEX = "runs.thread_id"
 """The unique index that locks a thread while one of its runs is active."""
@@ -223,9 +224,12 @@ async def get_events(services: Services, run_id: str, after_seq: int, last_seq: 
     return [StreamEvent(seq, 0, attempt, name, data.encode()) for seq, attempt, name, data in rows]
 
 
-def insert_run(project_id: str, run: Run) -> tuple[RunRecord, list[Bound], list[RunEvent]]:
-    """A new run in `queued`: its record, the statements that write it with its first events, and those events."""
-    events = created_run_events(run)
+def insert_run(project_id: str, run: Run, new_thread: Thread | None = None) -> tuple[RunRecord, list[Bound], list[RunEvent]]:
+    """A new run in `queued`: its record, the statements that write it with its first events, and those events.
+
+    new_thread: the thread that was created with the run; its creation is then the run's first event.
+    """
+    events = created_run_events(run, new_thread)
     body = _encode(run).decode()
     record = RunRecord(project_id=project_id, run=run, body=body, version=len(events), attempt=0, lease_owner=None, lease_until=0.0)
     row = _insert_run(

@@ -17,7 +17,8 @@ from mini_assistant.runs import leases
 from mini_assistant.runs.endings import end_run
 from mini_assistant.runs.loop import RunExecution, get_past
 from mini_assistant.runs.schema import LastError
-from mini_assistant.runs.store import Lease, RunLost, get_record_for_worker, take_over_run, transition_run
+from mini_assistant.runs.states import ACTIVE
+from mini_assistant.runs.store import Lease, RunLost, RunRecord, get_record_for_worker, take_over_run, transition_run
 from mini_assistant.services import Services
 
 log = logging.getLogger("mini_assistant.runs")
@@ -66,16 +67,17 @@ class Worker:
             self._start(self._look_again(running))
         elif len(self._running) >= self._services.settings.run_concurrency_max:
             self._backlog[run_id] = None
+            self._start(self._end_if_due(run_id))  # ending a run takes no place
         else:
             running = self._running[run_id] = _RunningRun(run_id)
             self._start(self._attend(running))
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(self._survive(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _survive(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _survive(self, work: Coroutine[Any, Any, object]) -> None:
         """The outer boundary: whatever goes wrong with one run is logged, and the worker goes on."""
         try:
             await work
@@ -99,22 +101,30 @@ class Worker:
             if running.is_offered_again:  # it may have been continued while this was coming to its end
                 self._offer(running.run_id)
 
-    async def _claim(self, run_id: str) -> RunExecution | None:
-        """Claim a run to execute it; None when there is nothing to execute. Runs that only need to be ended are ended here."""
+    async def _end_if_due(self, run_id: str) -> RunRecord | None:
+        """End a run that is being cancelled or has expired; otherwise give its record, None when nobody has to attend to it."""
         services = self._services
         record = await get_record_for_worker(services, run_id)
-        status, now = record.run.status, services.clock.now()
-        if status not in ("queued", "requires_action", "in_progress", "cancelling") or record.lease_until > now:
+        now = services.clock.now()
+        if record.run.status not in ACTIVE or record.lease_until > now:
             return None
-        lease = Lease(self._owner, now + services.settings.lease_seconds)
-        if status == "cancelling":
-            await end_run(services, await take_over_run(services, record, lease), "cancelled")
+        if record.run.status == "cancelling":
+            await end_run(services, await take_over_run(services, record, self._lease()), "cancelled")
             return None
         if record.run.expires_at is not None and record.run.expires_at <= now:
             await end_run(services, record, "expired")
             return None
-        if status == "requires_action":
+        return record
+
+    def _lease(self) -> Lease:
+        return Lease(self._owner, self._services.clock.now() + self._services.settings.lease_seconds)
+
+    async def _claim(self, run_id: str) -> RunExecution | None:
+        """Claim a run to execute it; None when there is nothing to execute."""
+        services, record = self._services, await self._end_if_due(run_id)
+        if record is None or record.run.status == "requires_action":
             return None
+        status, lease = record.run.status, self._lease()
         if status == "queued":
             claiming = transition_run(services, record, "in_progress", lease=lease)
         else:
