@@ -1,7 +1,6 @@
 """`python -m bench [ROW ...]`: measure this checkout against bounds that are measured in the same run."""
 
 import argparse
-import asyncio
 import os
 import platform
 import sqlite3

@@ -93,13 +93,8 @@ class BareApp:
     async def _list(self, thread_id: str) -> bytes:
         rows = await self._db.read(_list(thread_id=thread_id, project_id=PROJECT_ID, row_limit=_PAGE_ROWS + 1))
         has_more, rows = len(rows) > _PAGE_ROWS, rows[:_PAGE_ROWS]
-        text = '{"object":"list","data":[%s],"first_id":"%s","last_id":"%s","has_more":%s}' % (
-            ",".join([body for _, body in rows]),
-            rows[0][0],
-            rows[-1][0],
-            "true" if has_more else "false",
-        )
-        return text.encode()
+        data, more = ",".join([body for _, body in rows]), "true" if has_more else "false"
+        return f'{{"object":"list","data":[{data}],"first_id":"{rows[0][0]}","last_id":"{rows[-1][0]}","has_more":{more}}}'.encode()
 
 
 async def _serve(folder: Path) -> None:
@@ -119,7 +114,7 @@ async def _serve(folder: Path) -> None:
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110  uvicorn sets no event
         await asyncio.sleep(0.005)
     print(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", flush=True)
     await serving

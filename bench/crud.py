@@ -13,6 +13,8 @@ from bench.scale import Scale
 
 CONNECTIONS = 32
 MESSAGES_PER_THREAD = 21
+# Short turns: what else the machine does at the moment should be the same for both.
+TURNS_PER_ROUND = 4
 _TEXT = "What is the height of the tower, and since when has it stood there? Please answer in one sentence."
 _MESSAGE = {"role": "user", "content": _TEXT}
 
@@ -34,14 +36,15 @@ class _Turns(NamedTuple):
 
 async def rows(scale: Scale) -> AsyncIterator[Row]:
     """One row for each kind of request."""
-    with tempfile.TemporaryDirectory() as folder, machine.paced_endpoint() as endpoint:
-        with (
-            machine.server(Path(folder), endpoint.address) as server,
-            machine.started("bench.bare_app", [folder], ready="http", cores=[machine.server_core()]) as bare,
-        ):
-            requests = {process: await _requests(process.address) for process in (server, bare)}
-            for place, kind in enumerate(_KINDS):
-                yield await _compared(server, bare, {process: made[place] for process, made in requests.items()}, kind, scale)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        machine.paced_endpoint() as endpoint,
+        machine.server(Path(folder), endpoint.address) as server,
+        machine.bare_app(Path(folder)) as bare,
+    ):
+        requests = {process: await _requests(process.address) for process in (server, bare)}
+        for place, kind in enumerate(_KINDS):
+            yield await _compared(server, bare, {process: made[place] for process, made in requests.items()}, kind, scale)
 
 
 async def _requests(address: str) -> list[list[bytes]]:
@@ -63,10 +66,10 @@ async def _requests(address: str) -> list[list[bytes]]:
 
 async def _compared(server: Process, bare: Process, requests: dict[Process, list[bytes]], kind: _Kind, scale: Scale) -> Row:
     turns = {process: _Turns([], []) for process in (server, bare)}
-    for place in range(scale.rounds):
+    for place in range(scale.rounds * TURNS_PER_ROUND):
         for process in (server, bare) if place % 2 else (bare, server):
             cpu_seconds = process.cpu_seconds()
-            done = await load(process.address, requests[process], scale.round_seconds)
+            done = await load(process.address, requests[process], scale.round_seconds / TURNS_PER_ROUND)
             turns[process].per_second.append(done.per_second)
             turns[process].cpu_us.append((process.cpu_seconds() - cpu_seconds) / done.answers * 1e6)
     ratio = median(ours / least for ours, least in zip(turns[server].per_second, turns[bare].per_second, strict=True))

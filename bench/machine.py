@@ -106,6 +106,11 @@ def server(data_dir: Path, model_address: str) -> contextlib.AbstractContextMana
     return started("mini_assistant", arguments, ready="is ready at ", cores=[server_core()], environment=environment)
 
 
+def bare_app(folder: Path) -> contextlib.AbstractContextManager[Process]:
+    """The bound of requests, on the server's core."""
+    return started("bench.bare_app", [str(folder)], ready="http", cores=[server_core()])
+
+
 def bare_relay(model_address: str) -> contextlib.AbstractContextManager[Process]:
     """The bound of the relay, on the server's core."""
     return started("bench.bare_relay", [model_address], ready="http", cores=[server_core()])

@@ -15,19 +15,22 @@ _WARM_UP = 10
 
 async def rows(scale: Scale) -> AsyncIterator[Row]:
     """The overhead, and the CPU of a run."""
-    with tempfile.TemporaryDirectory() as folder, machine.scripted_endpoint() as endpoint:
-        with machine.server(Path(folder), endpoint.address) as server:
-            run, direct = await run_request(server.address, "scripted"), chat_request("scripted")
-            for _ in range(_WARM_UP):
-                await streamed_seconds(server.address, run)
-            through: list[float] = []
-            alone: list[float] = []
-            cpu_seconds = server.cpu_seconds()
-            for _ in range(scale.repetitions):
-                alone.append(await streamed_seconds(endpoint.address, direct) * 1000)
-                through.append(await streamed_seconds(server.address, run) * 1000)
-            cpu_ms = (server.cpu_seconds() - cpu_seconds) / scale.repetitions * 1000
-            fsync_ms = machine.fsync_ms(Path(folder))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        machine.scripted_endpoint() as endpoint,
+        machine.server(Path(folder), endpoint.address) as server,
+    ):
+        run, direct = await run_request(server.address, "scripted"), chat_request("scripted")
+        for _ in range(_WARM_UP):
+            await streamed_seconds(server.address, run)
+        through: list[float] = []
+        alone: list[float] = []
+        cpu_seconds = server.cpu_seconds()
+        for _ in range(scale.repetitions):
+            alone.append(await streamed_seconds(endpoint.address, direct) * 1000)
+            through.append(await streamed_seconds(server.address, run) * 1000)
+        cpu_ms = (server.cpu_seconds() - cpu_seconds) / scale.repetitions * 1000
+        fsync_ms = machine.fsync_ms(Path(folder))
     through.sort()
     alone.sort()
     model_ms = percentile(alone, 0.5)

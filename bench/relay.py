@@ -19,10 +19,14 @@ _BURST_TOKENS = 4000
 
 async def rows(scale: Scale) -> AsyncIterator[Row]:
     """One row for tokens that come one by one, one for tokens that come all at once."""
-    with tempfile.TemporaryDirectory() as folder, machine.paced_endpoint() as endpoint:
-        with machine.server(Path(folder), endpoint.address) as server, machine.bare_relay(endpoint.address) as bare:
-            yield await _paced(server, bare, scale)
-            yield await _burst(server, bare, scale)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        machine.paced_endpoint() as endpoint,
+        machine.server(Path(folder), endpoint.address) as server,
+        machine.bare_relay(endpoint.address) as bare,
+    ):
+        yield await _paced(server, bare, scale)
+        yield await _burst(server, bare, scale)
 
 
 async def _paced(server: Process, bare: Process, scale: Scale) -> Row:

@@ -30,7 +30,9 @@ def migrated(path: Path) -> sqlite3.Connection:
 def shape_of(connection: sqlite3.Connection) -> dict[str, list[str]]:
     """The parts of the statement of every table and index by its name, whatever their order, white space and quotes."""
     rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name != 'alembic_version'").fetchall()
-    return {name: sorted(re.split(r",(?![^()]*\))", re.sub(r"[\s\"]+", "", sql).replace("(", "(,", 1).removesuffix(")"))) for name, sql in rows}
+    return {
+        name: sorted(re.split(r",(?![^()]*\))", re.sub(r"[\s\"]+", "", sql).replace("(", "(,", 1).removesuffix(")"))) for name, sql in rows
+    }
 
 
 def revision_of(path: Path) -> str:
@@ -141,7 +143,9 @@ print("alembic" in sys.modules)
 
 def test_an_up_to_date_database_is_opened_without_loading_alembic(tmp_path: Path) -> None:
     told = [
-        subprocess.run([sys.executable, "-c", OPEN_AND_TELL, tmp_path / "rows.sqlite3"], capture_output=True, text=True, timeout=60, check=True)
+        subprocess.run(
+            [sys.executable, "-c", OPEN_AND_TELL, tmp_path / "rows.sqlite3"], capture_output=True, text=True, timeout=60, check=True
+        )
         for _ in range(2)
     ]
     assert [process.stdout.strip() for process in told] == ["True", "False"], "once to make it, never again"

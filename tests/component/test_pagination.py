@@ -23,7 +23,9 @@ insert_thread = Query.insert_into(threads)
 
 # A new object (with the seconds that have passed since the last one), or the deletion of one of those that are there.
 Action = tuple[str, int]
-actions = st.lists(st.one_of(st.tuples(st.just("create"), st.integers(0, 1)), st.tuples(st.just("delete"), st.integers(0, 50))), max_size=25)
+actions = st.lists(
+    st.one_of(st.tuples(st.just("create"), st.integers(0, 1)), st.tuples(st.just("delete"), st.integers(0, 50))), max_size=25
+)
 histories = st.tuples(actions, actions)
 
 
@@ -94,7 +96,9 @@ def on_rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnRows]:
 
 @given(histories, st.integers(1, 8), st.sampled_from(["asc", "desc"]))
 @settings(max_examples=60, deadline=None)
-def test_pages_one_after_another_are_the_whole_list(on_rows: OnRows, history: tuple[list[Action], list[Action]], limit: int, order: str) -> None:
+def test_pages_one_after_another_are_the_whole_list(
+    on_rows: OnRows, history: tuple[list[Action], list[Action]], limit: int, order: str
+) -> None:
     async def check(rows: Rows) -> None:
         await rows.act([*history[0], *history[1]])
         for direction in ("after", "before"):
@@ -119,8 +123,7 @@ def test_pages_one_after_another_are_the_whole_list(on_rows: OnRows, history: tu
 @given(histories, st.integers(1, 8), st.sampled_from(["asc", "desc"]), st.data())
 @settings(max_examples=60, deadline=None)
 def test_a_page_lies_next_to_its_cursors_even_when_they_are_deleted(
-    on_rows: OnRows,
-    history: tuple[list[Action], list[Action]], limit: int, order: str, data: st.DataObject
+    on_rows: OnRows, history: tuple[list[Action], list[Action]], limit: int, order: str, data: st.DataObject
 ) -> None:
     async def check(rows: Rows) -> None:
         await rows.act([*history[0], *history[1]])
@@ -141,8 +144,7 @@ def test_a_page_lies_next_to_its_cursors_even_when_they_are_deleted(
 @given(histories, st.integers(1, 5), st.sampled_from(["asc", "desc"]))
 @settings(max_examples=60, deadline=None)
 def test_who_pages_while_others_create_and_delete_misses_nothing_that_stays(
-    on_rows: OnRows,
-    history: tuple[list[Action], list[Action]], limit: int, order: str
+    on_rows: OnRows, history: tuple[list[Action], list[Action]], limit: int, order: str
 ) -> None:
     async def check(rows: Rows) -> None:
         await rows.act(history[0])

@@ -150,7 +150,7 @@ async def run_row(services: Services, run: Run) -> RunRow:
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Wait for something that has no event of its own."""
-    while not await condition():
+    while not await condition():  # noqa: ASYNC110
         await asyncio.sleep(0.005)
 
 
@@ -268,7 +268,9 @@ async def test_a_stalled_worker_is_replaced_and_can_write_nothing_more(
     services: Services, clock: ManualClock, endpoint: ScriptedEndpoint
 ) -> None:
     """The first worker stands still in the middle of its answer, as after SIGSTOP, and goes on when another has done its work."""
-    endpoint.script = Script([Rule([Text("This is "), Wait(1.0), Text("the old answer.")], times=1), Rule([Text("This is the new answer.")])])
+    endpoint.script = Script(
+        [Rule([Text("This is "), Wait(1.0), Text("the old answer.")], times=1), Rule([Text("This is the new answer.")])]
+    )
     async with working(services) as [stalled]:
         run = await create_run(services)
         await until(lambda: has_message(services, run))
@@ -284,7 +286,9 @@ async def test_a_stalled_worker_is_replaced_and_can_write_nothing_more(
         assert (await run_row(services, run), await event_names(services, run)) == before
         assert not stalled.done(), "losing a run is nothing that stops a worker"
         assert before[0].attempt == 2
-    assert [(text_of(message), message.status) for message in await messages_of(services, run)] == [("This is the new answer.", "completed")]
+    assert [(text_of(message), message.status) for message in await messages_of(services, run)] == [
+        ("This is the new answer.", "completed")
+    ]
     assert [record.step.status for record in await steps_of(services, run)] == ["completed"]
     assert Counter(before[1])["message.created"] == 1
 
@@ -401,7 +405,9 @@ async def test_no_more_runs_than_allowed_are_executed_and_the_oldest_goes_first(
     assert most == 3
     asked = [thread_text(body) for body in endpoint.requests]
     assert sorted(asked, key=lambda text: int(text.split()[1])) == [f"number {number}" for number in range(12)]
-    assert all(abs(int(text.split()[1]) - place) <= 2 for place, text in enumerate(asked)), "in their order, as far as three at a time allow"
+    assert all(abs(int(text.split()[1]) - place) <= 2 for place, text in enumerate(asked)), (
+        "in their order, as far as three at a time allow"
+    )
 
 
 def thread_text(body: dict[str, Any]) -> str:
@@ -570,10 +576,16 @@ async def test_submit_against_submit_cancel_and_expiry(services: Services, clock
             pick.shuffle(calls)
             outcomes = await asyncio.gather(*(outcome_of(call) for call in calls))
             record = await until_status(services, run, *TERMINAL)
-            submitted = [known.step.step_details.tool_calls[0].function.output for known in await steps_of(services, run) if known.step.type == "tool_calls"]  # type: ignore[union-attr]
+            submitted = [
+                known.step.step_details.tool_calls[0].function.output
+                for known in await steps_of(services, run)
+                if known.step.type == "tool_calls"
+            ]  # type: ignore[union-attr]
             assert outcomes.count("done") >= 1
             for outcome in outcomes:
-                assert outcome == "done" or "do not accept tool outputs" in outcome or "Cannot cancel" in outcome or "Expected tool" in outcome
+                assert (
+                    outcome == "done" or "do not accept tool outputs" in outcome or "Cannot cancel" in outcome or "Expected tool" in outcome
+                )
             if record.run.status == "completed":
                 assert submitted in (["first"], ["second"])
             assert await thread_is_free(services, run)
@@ -676,7 +688,9 @@ async def tolerated(call: Any) -> None:
 # --- going on after a loss ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_run_goes_on_when_the_database_can_be_written_again(services: Services, clock: ManualClock, endpoint: ScriptedEndpoint) -> None:
+async def test_a_run_goes_on_when_the_database_can_be_written_again(
+    services: Services, clock: ManualClock, endpoint: ScriptedEndpoint
+) -> None:
     db = BrokenNowAndThen(services.db)
     services = dataclasses.replace(services, db=db)  # type: ignore[arg-type]
     endpoint.script = Script([Rule([Wait(0.2), Text("Too early.")], times=1), Rule([Text("At last.")])])

@@ -54,7 +54,10 @@ def _kinds() -> list[Kind]:
             "text and two calls",
             [
                 Rule([Text("It is so.")], contains="text and two calls", after_tool=True),
-                Rule([Text(["Let ", "me ", "look. "], delay_seconds=0.03), ToolCalls(calls, delay_seconds=0.03)], contains="text and two calls"),
+                Rule(
+                    [Text(["Let ", "me ", "look. "], delay_seconds=0.03), ToolCalls(calls, delay_seconds=0.03)],
+                    contains="text and two calls",
+                ),
             ],
             ["Let me look. ", "It is so."],
             ["message_creation", "tool_calls", "message_creation"],
@@ -220,7 +223,9 @@ class Conversation:
             assert call["function"]["output"] == f"seen by {call['id']}"
         assert set(self.outputs) <= {call["id"] for call in calls}, "outputs that were accepted are kept"
         totals = ("prompt_tokens", "completion_tokens", "total_tokens")
-        assert {name: run["usage"][name] for name in totals} == {name: sum((s["usage"] or {name: 0})[name] for s in steps) for name in totals}
+        assert {name: run["usage"][name] for name in totals} == {
+            name: sum((s["usage"] or {name: 0})[name] for s in steps) for name in totals
+        }
         check_story(await self.server.events(self.run_path("/events")), run, steps, messages[1:])
         await self.server.post(self.path("/messages"), {"role": "user", "content": "The thread is free."})
 

@@ -23,7 +23,8 @@ ENVIRONMENT = {"MINI_ASSISTANT_RUN_EXPIRY_SECONDS": "3600", "MINI_ASSISTANT_LOG_
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[KilledServer]:
     async with ScriptedEndpoint(SCRIPT) as endpoint:
-        async with KilledServer(tmp_path / "data", {**ENVIRONMENT, "OPENAI_BASE_URL": endpoint.base_url}).running() as server:
+        server = KilledServer(tmp_path / "data", {**ENVIRONMENT, "OPENAI_BASE_URL": endpoint.base_url})
+        async with server.running():
             yield server
 
 

@@ -31,7 +31,9 @@ def test_without_an_id_reading_begins_at_the_start(nothing: str | None) -> None:
     assert parse_position(nothing) == (0, START)
 
 
-@pytest.mark.parametrize("bad", ["7", "a-1", "1-", "-1", "1-2.x", "1-2.3.4", "1--2", "1-\u0661", "1-99999999999", "1-2.-3", " 1-2", "[DONE]"])
+@pytest.mark.parametrize(
+    "bad", ["7", "a-1", "1-", "-1", "1-2.x", "1-2.3.4", "1--2", "1-\u0661", "1-99999999999", "1-2.-3", " 1-2", "[DONE]"]
+)
 def test_an_id_that_is_none_of_ours_is_refused(bad: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_position(bad)

@@ -5,6 +5,7 @@ a list whose guards decide in the database itself whether the whole list holds.
 """
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
 import sqlalchemy as sa
@@ -19,7 +20,7 @@ class Query:
     def __init__(self, clause: sa.ClauseElement, column_keys: list[str] | None = None) -> None:
         self._clause = clause
         self._column_keys = column_keys
-        self._compiled: dict[str, tuple[str, dict[str, Any]]] = {}
+        self._compiled: dict[str, CompiledQuery] = {}
 
     @classmethod
     def insert_into(cls, table: sa.Table) -> "Query":
@@ -34,14 +35,32 @@ class Query:
         """As a call, but the whole list is undone when this statement yields no row; see `GuardFailed`."""
         return Bound(self, parameters, name)
 
-    def compiled(self, dialect: Dialect) -> tuple[str, dict[str, Any]]:
-        """The text for a dialect and the parameters that are constants of the statement."""
+    def compiled(self, dialect: Dialect) -> "CompiledQuery":
+        """The statement for a dialect whose parameters are positional."""
         known = self._compiled.get(dialect.name)
         if known is None:
             compiled = self._clause.compile(dialect=dialect, column_keys=self._column_keys)
             constants = {name: value for name, value in (compiled.params or {}).items() if value is not None}
-            known = self._compiled[dialect.name] = (str(compiled), constants)
+            names: Sequence[str] = getattr(compiled, "positiontup", None) or ()
+            known = self._compiled[dialect.name] = CompiledQuery(str(compiled), names, constants)
         return known
+
+
+class CompiledQuery:
+    """A statement as a driver takes it. `in_order` puts parameters into the order of the text's placeholders."""
+
+    def __init__(self, text: str, names: Sequence[str], constants: dict[str, Any]) -> None:
+        """constants: values of parameters that are part of the statement itself."""
+        self.text = text
+        self.in_order = _orderer(names, constants)
+
+
+def _orderer(names: Sequence[str], constants: dict[str, Any]) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+    if constants:
+        return lambda parameters: tuple([parameters[name] if name in parameters else constants[name] for name in names])
+    if len(names) > 1:
+        return itemgetter(*names)  # a fifth of what a comprehension costs, and nearly every statement comes by here
+    return lambda parameters: tuple([parameters[name] for name in names])
 
 
 class Bound(NamedTuple):

@@ -20,14 +20,12 @@ from mini_assistant.db.base import Bound, GuardFailed, Row, UniqueViolation
 from mini_assistant.db.migrations import MigrationFailed, migrate
 from mini_assistant.errors import StoreUnavailable
 
-_DIALECT = sqlite_dialect.dialect(paramstyle="named")
+_DIALECT = sqlite_dialect.dialect(paramstyle="qmark")
 _GROUP_MAX = 256
 
 
-class _Statement(NamedTuple):
-    text: str
-    parameters: dict[str, Any]
-    guard: str | None
+# Text, parameters and guard. A plain tuple: one is made for every statement.
+_Statement = tuple[str, tuple[Any, ...], str | None]
 
 
 class _Job(NamedTuple):
@@ -84,7 +82,8 @@ class SqliteDatabase:
         return writer, reader
 
     async def read(self, statement: Bound) -> list[Row]:
-        return (await self._submit(self._reader, (statement,), None))[0]
+        [rows] = await self._submit(self._reader, (statement,), None)
+        return rows
 
     async def write(self, statements: Sequence[Bound], on_commit: Callable[[], None] | None = None) -> list[list[Row]]:
         return await self._submit(self._writer, statements, on_commit)
@@ -100,11 +99,17 @@ class SqliteDatabase:
 
     def _read_group(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
         outcomes: list[_Outcome] = []
+        is_group = len(jobs) > 1
+        if is_group:
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("BEGIN")  # one look at the log for all of them
         for job in jobs:
             try:
                 outcomes.append((job, _run_all(connection, job.statements)))
             except (sqlite3.Error, ValueError, OverflowError) as exc:
                 outcomes.append((job, StoreUnavailable(f"The database cannot be read: {exc}.")))
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
         self._answer(outcomes)
 
     def _write_group(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
@@ -183,8 +188,8 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _compiled(bound: Bound) -> _Statement:
-    text, constants = bound.query.compiled(_DIALECT)
-    return _Statement(text, {**constants, **bound.parameters} if constants else bound.parameters, bound.guard)
+    compiled = bound.query.compiled(_DIALECT)
+    return compiled.text, compiled.in_order(bound.parameters), bound.guard
 
 
 def _run_all(connection: sqlite3.Connection, statements: Sequence[_Statement]) -> list[list[Row]]:

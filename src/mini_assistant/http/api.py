@@ -22,6 +22,7 @@ from mini_assistant.http.routing import Answer, Request, Route, RouteTable, RunS
 from mini_assistant.http.sse import OpenedStream, Receive, Send, open_run_stream, send_run_stream
 from mini_assistant.http.validation import decode_body, decode_query
 from mini_assistant.ids import new_request_id
+from mini_assistant.runs.replay import last_seq
 from mini_assistant.services import Services
 
 log = logging.getLogger("mini_assistant.http")
@@ -157,7 +158,7 @@ class Api:
                 if kept is None:
                     raise
         if kept.run_id is not None and kept.after_seq is not None and getattr(request.body, "stream", None):
-            return RunStream(kept.run_id, Position(kept.after_seq), last_seq=kept.after_seq)
+            return RunStream(kept.run_id, Position(kept.after_seq), last_seq=await last_seq(self._services, kept.run_id))
         return kept.body
 
     async def _read_body(self, exchange: _Exchange) -> bytes:

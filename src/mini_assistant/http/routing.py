@@ -38,7 +38,7 @@ Answer = bytes | str | RunStream
 """What a route gives back: JSON text, or a stream."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request(Generic[Body, Query]):
     """A request that has passed authentication and validation."""
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from mini_assistant.errors import InvalidRequest
+from mini_assistant.errors import InvalidRequest, NotFound
 from mini_assistant.events.base import ALL_PARTS, START, Position, PositionLost, StreamEvent
 from mini_assistant.runs import store
 from mini_assistant.runs.events import (
@@ -40,6 +40,14 @@ def parse_position(last_event_id: str | None) -> tuple[int, Position]:
             code="invalid_value",
         )
     return int(attempt), Position(int(seq), int(part or "0"))
+
+
+async def last_seq(services: Services, run_id: str) -> int:
+    """The number of a run's last event. Raises NotFound when the run is gone."""
+    try:
+        return (await store.get_record_for_worker(services, run_id)).version
+    except store.RunLost as exc:
+        raise NotFound(f"No run found with id '{run_id}'.") from exc
 
 
 async def events_before(services: Services, run_id: str, after: Position, first_live_seq: int) -> Sequence[StreamEvent]:
