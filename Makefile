@@ -50,10 +50,11 @@ format: $(VENV)/.check ## format the code and mend what the linter can mend
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-docs: $(VENV)/.runtime ## write docs/settings.md from the table of settings
-	@mkdir -p docs
-	$(PY) -c 'from mini_assistant.settings import settings_page; print(settings_page(), end="")' > $(VENV)/settings.md
-	mv $(VENV)/settings.md docs/settings.md
+docs: $(VENV)/.runtime ## write the pages of docs/ that are made from the code
+	$(PY) -c 'from mini_assistant.settings import settings_page; print(settings_page(), end="")' > $(VENV)/page
+	mv $(VENV)/page docs/settings.md
+	$(PY) -c '$(COVERAGE_PAGE)' > $(VENV)/page
+	mv $(VENV)/page docs/api-coverage.md
 
 lock: $(VENV)/.lock-tools ## write requirements/*.lock from *.in and pyproject.toml; ARGS=--upgrade for newer versions
 	$(LOCK) pyproject.toml --output-file requirements/runtime.lock
@@ -73,6 +74,9 @@ help:
 	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
 	  /^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
+
+COVERAGE_PAGE := from mini_assistant.app import all_routes; \
+	from mini_assistant.http.coverage_page import coverage_page; print(coverage_page(all_routes()), end="")
 
 LOCK := $(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command "make lock" $(ARGS)

@@ -112,6 +112,7 @@ def test_pages_one_after_another_are_the_whole_list(
                 names, has_more = await rows.page(limit=limit, order=order, **cursor)
                 assert len(names) == limit or not has_more
                 assert names or not pages, "no page is empty but the first"
+                assert len(pages) <= len(expected), "paging comes to an end"
                 pages = [*pages, names] if direction == "after" else [names, *pages]
                 if names:
                     cursor = {direction: names[-1] if direction == "after" else names[0]}
@@ -155,6 +156,7 @@ def test_who_pages_while_others_create_and_delete_misses_nothing_that_stays(
             changes = changes[3:]
             names, has_more = await rows.page(limit=limit, order=order, after=seen[-1])
             seen += names
+            assert len(seen) <= len(rows.ever), "paging comes to an end"
         assert len(set(seen)) == len(seen), "nothing twice"
         places = [rows.ever.index(name) for name in seen]
         assert places == sorted(places, reverse=order == "desc")

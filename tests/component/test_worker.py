@@ -640,7 +640,7 @@ async def test_outputs_are_refused_politely_when_the_run_is_cancelled_while_they
             return getattr(services.db, name)
 
         async def read(self, statement: Bound) -> list[Row]:
-            if "run_steps" in str(statement.query.compiled(sa.create_engine("sqlite://").dialect)[0]) and not self.has_cancelled:
+            if "run_steps" in statement.query.compiled(sa.create_engine("sqlite://").dialect).text and not self.has_cancelled:
                 self.has_cancelled = True
                 record = await store.get_record_for_worker(services, run.id)
                 await end_run(services, record, "expired")
