@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -29,6 +29,7 @@ class Connection(asyncio.Protocol):
         self._missing_bytes = 0
         self._parts: list[bytes] = []
         self._on_answer: Callable[[bytes], None] = lambda body: None
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
@@ -42,7 +43,14 @@ class Connection(asyncio.Protocol):
         """Send a request and give its answer, decoded."""
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self.send(data, answer.set_result)
-        return msgspec.json.decode(await answer)
+        await self.or_failed(answer)
+        return msgspec.json.decode(answer.result())
+
+    async def or_failed(self, future: "asyncio.Future[Any]") -> None:
+        """Wait until the future is done. Raises ConnectionError when the connection is lost first."""
+        await asyncio.wait([future, self.failed], return_when=asyncio.FIRST_COMPLETED)
+        if not future.done():
+            self.failed.result()
 
     def data_received(self, data: bytes) -> None:
         if not self._parts:
@@ -57,6 +65,10 @@ class Connection(asyncio.Protocol):
             whole = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
             self._parts = []
             self._on_answer(whole[whole.index(b"\r\n\r\n") + 4 :])
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.failed.set_exception(exc or ConnectionError("the server has closed the connection"))
+        self.failed.exception()  # looked at: after the last answer nobody waits for it
 
     def close(self) -> None:
         self._transport.close()
@@ -96,7 +108,7 @@ async def load(address: str, requests: Sequence[bytes], seconds: float) -> Load:
     return Load(len(latencies), time.perf_counter() - began, sorted(latencies))
 
 
-def _repeat(connection: Connection, data: bytes, until: float, latencies: list[float]) -> Awaitable[None]:
+async def _repeat(connection: Connection, data: bytes, until: float, latencies: list[float]) -> None:
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     sent = time.perf_counter()
 
@@ -111,7 +123,7 @@ def _repeat(connection: Connection, data: bytes, until: float, latencies: list[f
             ended.set_result(None)
 
     connection.send(data, again)
-    return ended
+    await connection.or_failed(ended)
 
 
 class StreamReader(asyncio.Protocol):
