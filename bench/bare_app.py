@@ -111,6 +111,7 @@ async def _serve(folder: Path) -> None:
         log_config=None,
         server_header=False,
         date_header=False,
+        proxy_headers=False,
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())

@@ -139,6 +139,7 @@ def _uvicorn_config(settings: Settings, api: Callable[..., object]) -> uvicorn.C
         ws="none",
         lifespan="off",
         access_log=False,
+        proxy_headers=False,  # nobody here reads the client's address, so nobody needs to believe a header about it
         log_config=None,
         server_header=False,
         date_header=False,

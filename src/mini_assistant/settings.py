@@ -85,7 +85,7 @@ class Settings:
     )
     shutdown_grace_seconds: float = _setting(10.0, "How long open requests may go on after SIGTERM.", minimum=0.0)
 
-    event_ring_bytes_max: int = _setting(8 * 1024 * 1024, "Events of one run kept in memory for re-attaching.", minimum=4096)
+    event_ring_bytes_max: int = _setting(2 * 1024 * 1024, "Events of one run kept in memory for re-attaching.", minimum=4096)
     event_memory_bytes_max: int = _setting(
         64 * 1024 * 1024, "Events of runs that have stopped kept in memory; above it the oldest are told from the rows.", minimum=0
     )

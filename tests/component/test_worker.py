@@ -199,11 +199,13 @@ class BrokenNowAndThen:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._db, name)
 
-    async def write(self, statements: Sequence[Bound], on_commit: Callable[[], None] | None = None) -> list[list[Row]]:
+    async def write(
+        self, statements: Sequence[Bound], on_commit: Callable[[], None] | None = None, *, durable: bool = True
+    ) -> list[list[Row]]:
         if self.is_full:
             self.refused.set()
             raise StoreUnavailable("The database cannot be written: database or disk is full.")
-        return await self._db.write(statements, on_commit)
+        return await self._db.write(statements, on_commit, durable=durable)
 
 
 # --- the straight way -----------------------------------------------------------------------------------------------------------

@@ -94,11 +94,15 @@ class Database(Protocol):
         """Rows as of the last commit. Raises StoreUnavailable."""
         ...
 
-    async def write(self, statements: Sequence[Bound], on_commit: Callable[[], None] | None = None) -> list[list[Row]]:
+    async def write(
+        self, statements: Sequence[Bound], on_commit: Callable[[], None] | None = None, *, durable: bool = True
+    ) -> list[list[Row]]:
         """Apply all statements or none, and return the rows that each of them yielded.
 
-        The call returns when the commit would survive a power cut. `on_commit` runs in the event loop right after the commit, in
-        the order of the commits and even when the caller has been cancelled; events are published there, and nowhere else.
+        The call returns when the commit would survive a power cut; with `durable=False` it need only survive the end of this process,
+        and becomes durable with the next commit that has to be. Commits are never lost out of their order. `on_commit` runs in the
+        event loop right after the commit, in the order of the commits and even when the caller has been cancelled; events are
+        published there, and nowhere else.
         Raises GuardFailed, UniqueViolation or StoreUnavailable; nothing is written then.
         """
         ...

@@ -1,7 +1,8 @@
 """Rows in SQLite: one writer thread that commits in groups, one reader thread, both on raw `sqlite3`.
 
-A commit is on disk before it is answered (WAL, synchronous=FULL); all writes that wait at the same time share one commit. A list that
-fails is taken out of the group, and its neighbours are not touched.
+A commit is on disk before it is answered (WAL, synchronous=FULL), unless the caller says that nobody is waiting for it
+(`durable=False`); all writes that wait at the same time share one commit. A list that fails is taken out of the group, and its
+neighbours are not touched.
 """
 
 import asyncio
@@ -31,6 +32,7 @@ _Statement = tuple[str, tuple[Any, ...], str | None]
 class _Job(NamedTuple):
     statements: list[_Statement]
     on_commit: Callable[[], None] | None
+    is_durable: bool
     answer: "asyncio.Future[list[list[Row]]]"
 
 
@@ -82,19 +84,21 @@ class SqliteDatabase:
         return writer, reader
 
     async def read(self, statement: Bound) -> list[Row]:
-        [rows] = await self._submit(self._reader, (statement,), None)
+        [rows] = await self._submit(self._reader, (statement,))
         return rows
 
-    async def write(self, statements: Sequence[Bound], on_commit: Callable[[], None] | None = None) -> list[list[Row]]:
-        return await self._submit(self._writer, statements, on_commit)
+    async def write(
+        self, statements: Sequence[Bound], on_commit: Callable[[], None] | None = None, *, durable: bool = True
+    ) -> list[list[Row]]:
+        return await self._submit(self._writer, statements, on_commit, durable)
 
     def _submit(
-        self, thread: "_ConnectionThread", statements: Sequence[Bound], on_commit: Callable[[], None] | None
+        self, thread: "_ConnectionThread", statements: Sequence[Bound], on_commit: Callable[[], None] | None = None, durable: bool = True
     ) -> "asyncio.Future[list[list[Row]]]":
         if self._loop is None or not self._is_open:
             raise StoreUnavailable("The database is closed.")
         answer: asyncio.Future[list[list[Row]]] = self._loop.create_future()
-        thread.put(_Job([_compiled(bound) for bound in statements], on_commit, answer))
+        thread.put(_Job([_compiled(bound) for bound in statements], on_commit, durable, answer))
         return answer
 
     def _read_group(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
@@ -114,7 +118,10 @@ class SqliteDatabase:
 
     def _write_group(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
         outcomes: list[_Outcome]
+        is_durable = any(job.is_durable for job in jobs)
         try:
+            if not is_durable:
+                connection.execute("PRAGMA synchronous = NORMAL")
             outcomes = _write_together(connection, jobs) or _write_separately(connection, jobs)
         except sqlite3.Error as exc:
             if connection.in_transaction:
@@ -122,6 +129,8 @@ class SqliteDatabase:
                     connection.execute("ROLLBACK")
             failure = StoreUnavailable(f"The database cannot be written: {exc}.")
             outcomes = [(job, failure) for job in jobs]
+        if not is_durable:
+            connection.execute("PRAGMA synchronous = FULL")
         self._answer(outcomes)
 
     def _answer(self, outcomes: list[_Outcome]) -> None:

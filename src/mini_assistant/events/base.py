@@ -7,6 +7,8 @@ are not rows: they count from 1 after the last numbered event (`part`). A positi
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 ALL_PARTS = 2**31 - 1
 """The part of a position that lies behind every delta after `seq`, however many there were."""
 
@@ -21,7 +23,7 @@ class Position(NamedTuple):
 START = Position(0, 0)
 
 
-class StreamEvent(NamedTuple):
+class StreamEvent(msgspec.Struct, frozen=True, gc=False):
     """An event as readers get it. `part` is 0 for events that are rows; `data` is one line of JSON."""
 
     seq: int

@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from itertools import groupby
 
+import msgspec
+
 from mini_assistant.events.base import ALL_PARTS, Position, PositionLost, StreamEvent, Subscription
 from mini_assistant.events.deltas import merged_delta
 
@@ -228,7 +230,7 @@ def _with_merged_deltas(events: Sequence[StreamEvent]) -> list[StreamEvent]:
     for (_, is_delta), group in groupby(events, key=lambda event: (event.name, event.part > 0)):
         same = list(group)
         if is_delta and len(same) > 1:
-            same = [same[-1]._replace(data=merged_delta([event.data for event in same]))]
+            same = [msgspec.structs.replace(same[-1], data=merged_delta([event.data for event in same]))]
         answer += same
     return answer
 

@@ -49,7 +49,7 @@ class ChatAnswer:
                 # Comments and empty chunks are no progress: a gateway sends them for a model that hangs.
                 if chunks.progress != progress or chunks.has_reason:
                     progress = chunks.progress
-                    watchdog.allow(self._pause_max_seconds())
+                    watchdog.allow(self._pause_max_seconds)
                 if deltas:
                     return deltas
             return chunks.feed_end()
@@ -71,6 +71,7 @@ class ChatAnswer:
             raise self._errors.nonsense("an answer that is too long", body)
         return body
 
+    @property
     def _pause_max_seconds(self) -> float:
         limit_seconds = self._limits.chunk_timeout_seconds
         return min(limit_seconds, _USAGE_TIMEOUT_SECONDS) if self._chunks.has_reason else limit_seconds
@@ -123,6 +124,8 @@ class _Watchdog:
     def allow(self, seconds: float) -> None:
         """There was progress; the next may take this long."""
         self._waiting_since = self._time()
+        if seconds == self._limit_seconds:
+            return
         is_sooner = seconds < self._limit_seconds
         self._limit_seconds = seconds
         if is_sooner:

@@ -6,7 +6,7 @@ is left goes to the only provider there is: the single `[providers]` table, `OPE
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -94,13 +94,13 @@ class RoutedModels:
         route = find_route(self._settings, request.model)
         upstream_request = msgspec.structs.replace(request, model=route.upstream_name)
         provider = self._providers[route.provider]
-        given: list[list[ChatDelta]] = []
+        texts: list[str] = []
         async with contextlib.aclosing(provider.stream(upstream_request, self._capabilities_of(route))) as answer:
             async for deltas in answer:
-                given.append(deltas)
+                texts += [_text_of(delta) for delta in deltas]
                 last = deltas[-1]
                 if type(last) is Finished and last.usage is None:
-                    usage = await asyncio.to_thread(_estimate_usage, request, given)
+                    usage = await asyncio.to_thread(_estimate_usage, request, "".join(texts))
                     yield [*deltas[:-1], Finished(last.reason, usage)]
                 else:
                     yield deltas
@@ -124,15 +124,12 @@ class RoutedModels:
         return self._builtin_capabilities if route.provider == BUILTIN else Capabilities()
 
 
-def _estimate_usage(request: ChatRequest, given: Iterable[list[ChatDelta]]) -> TokenUsage:
-    pieces: list[str] = []
-    for deltas in given:
-        for delta in deltas:
-            match delta:
-                case TextDelta() | RefusalDelta():
-                    pieces.append(delta.text)
-                case ToolCallDelta():
-                    pieces.append((delta.name or "") + delta.arguments)
-                case Finished():
-                    pass
-    return TokenUsage(count_prompt_tokens(request.messages, request.tools), count_tokens("".join(pieces)))
+def _text_of(delta: ChatDelta) -> str:
+    """What a delta adds to the tokens of an answer."""
+    if isinstance(delta, TextDelta) or isinstance(delta, RefusalDelta):  # noqa: SIM101 - a union costs three times as much
+        return delta.text
+    return (delta.name or "") + delta.arguments if isinstance(delta, ToolCallDelta) else ""
+
+
+def _estimate_usage(request: ChatRequest, answer: str) -> TokenUsage:
+    return TokenUsage(count_prompt_tokens(request.messages, request.tools), count_tokens(answer))

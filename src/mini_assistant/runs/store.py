@@ -278,14 +278,17 @@ def _json_or_none(value: Usage | dict[str, str] | None) -> str | None:
     return _encode(value).decode() if value else None
 
 
-async def save_changes(services: Services, record: RunRecord, changes: Changes) -> RunRecord:
+async def save_changes(services: Services, record: RunRecord, changes: Changes, *, durable: bool = True) -> RunRecord:
     """Write steps and messages of a run and publish their events; the run itself stays as it is.
 
-    Raises RunLost, with nothing written, when the run is not as `record` says.
+    durable: False for work that has only begun: after a power cut it begins again. Raises RunLost, with nothing written, when the
+    run is not as `record` says.
     """
     saved = _advanced(record, len(changes.events))
     fence = _advance.guard("run", **_seen(record), new_version=saved.version)
-    await _commit(services, record, [fence, *changes.statements, *_event_rows(saved, record.version, changes.events)], changes.events)
+    await _commit(
+        services, record, [fence, *changes.statements, *_event_rows(saved, record.version, changes.events)], changes.events, durable=durable
+    )
     return saved
 
 
@@ -306,8 +309,9 @@ async def transition_run(
 ) -> RunRecord:
     """Move a run to the status `to`, with the steps and messages that change with it, and publish the events after the commit.
 
-    changes: written before the run's own event. lease: claims the run (its attempt grows). fields: further fields of the run, such as
-    `usage` or `last_error`. Times are the server's now, in unix seconds. A run that goes on computing keeps its lease; others lose it.
+    changes: written before the run's own event. lease: claims the run (its attempt grows), which need not survive a power cut.
+    fields: further fields of the run, such as `usage` or `last_error`. Times are the server's now, in unix seconds. A run that goes on
+    computing keeps its lease; others lose it.
     Raises RunStateConflict when the status may not follow the present one, and RunLost when the run is not as `record` says; nothing
     is written then. Source: openapi-assistants.json, RunObject.status; behaviour §3.1.
     """
@@ -340,7 +344,9 @@ async def transition_run(
         new_ended_at=now if to in states.TERMINAL else None,
     )
     rows = _event_rows(saved, record.version, events)
-    await _commit(services, record, [status, *changes.statements, *rows, *(extra_statements or [])], events, saved.attempt)
+    await _commit(
+        services, record, [status, *changes.statements, *rows, *(extra_statements or [])], events, saved.attempt, durable=lease is None
+    )
     return saved
 
 
@@ -356,7 +362,7 @@ async def take_over_run(services: Services, record: RunRecord, lease: Lease) -> 
         lease_until=lease.until,
     )
     row = _take_over.guard("run", **_seen(record), new_attempt=saved.attempt, new_owner=lease.owner, new_until=lease.until)
-    await _commit(services, record, [row], [])
+    await _commit(services, record, [row], [], durable=False)
     return saved
 
 
@@ -368,7 +374,13 @@ async def replace_metadata(services: Services, record: RunRecord, metadata: dict
 
 
 async def _commit(
-    services: Services, record: RunRecord, statements: list[Bound], events: list[RunEvent], attempt: int | None = None
+    services: Services,
+    record: RunRecord,
+    statements: list[Bound],
+    events: list[RunEvent],
+    attempt: int | None = None,
+    *,
+    durable: bool = True,
 ) -> None:
     run_id, first = record.run.id, record.version + 1
     numbered = [(first + place, event.name, event.data) for place, event in enumerate(events)]
@@ -379,7 +391,7 @@ async def _commit(
             services.events.publish(run_id, published_as, numbered)
 
     try:
-        await services.db.write(statements, publish)
+        await services.db.write(statements, publish, durable=durable)
     except GuardFailed as exc:
         raise RunLost(run_id) from exc
 
