@@ -113,15 +113,24 @@ async def running_server(settings: Settings) -> AsyncGenerator[str]:
         server = _HttpServer(_uvicorn_config(settings, Api(services, all_routes())))
         listener = _listener(settings)  # from here on clients can connect; they are answered when the server runs
         worker = asyncio.create_task(Worker(services).run())
+        worker.add_done_callback(_report_end)
         serving = asyncio.create_task(server.serve([listener]))
         try:
             host, port = listener.getsockname()[:2]
             yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         finally:
             server.should_exit = True
+            await asyncio.wait([serving], timeout=settings.shutdown_grace_seconds)
+            services.events.close()  # streams that are still open end in order
             await serving
             worker.cancel()
             await asyncio.gather(worker, return_exceptions=True)
+
+
+def _report_end(worker: "asyncio.Task[None]") -> None:
+    """A worker ends only when it is cancelled; anything else must not go unnoticed, for runs would wait for ever."""
+    if not worker.cancelled() and worker.exception() is not None:
+        log.critical("The worker has died. Runs will wait until the server is started again.", exc_info=worker.exception())
 
 
 class _HttpServer(uvicorn.Server):
@@ -145,7 +154,8 @@ def _uvicorn_config(settings: Settings, api: Callable[..., object]) -> uvicorn.C
         date_header=False,
         # Longer than clients keep idle connections, so that they, and not this server, close them.
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=max(1, int(settings.shutdown_grace_seconds)),
+        # Open streams are ended after `shutdown_grace_seconds`; what is still there then is cut off.
+        timeout_graceful_shutdown=int(settings.shutdown_grace_seconds) + 3,
     )
 
 

@@ -17,7 +17,6 @@ from mini_assistant.db.tables import threads
 from mini_assistant.errors import NotFound
 from mini_assistant.pagination import Page, forget_deleted_cursors
 from mini_assistant.threads.store import _delete_thread, thread_listing  # pyright: ignore[reportPrivateUsage]
-from tests.time_limit import time_limit  # noqa: F401
 
 insert_thread = Query.insert_into(threads)
 

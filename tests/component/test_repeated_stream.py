@@ -7,7 +7,6 @@ import aiohttp
 
 from mini_assistant.app import running_server
 from mini_assistant.settings import Settings
-from tests.time_limit import time_limit  # noqa: F401
 
 KEY = {"Idempotency-Key": "the same"}
 

@@ -40,7 +40,6 @@ from mini_assistant.settings import Settings
 from mini_assistant.threads import routes as thread_routes
 from mini_assistant.threads import store as thread_store
 from mini_assistant.threads.schema import CreateMessage, CreateThread, Message, TextContent
-from tests.time_limit import time_limit  # noqa: F401
 
 PROJECT = "default"
 LEASE_SECONDS = 30.0

@@ -7,7 +7,6 @@ import pytest
 
 from mini_assistant.queue.base import RunQueue
 from mini_assistant.queue.local import LocalRunQueue
-from tests.time_limit import time_limit  # noqa: F401
 
 IMPLEMENTATIONS: dict[str, Callable[[], RunQueue]] = {"local": LocalRunQueue}
 

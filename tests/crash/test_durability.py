@@ -24,7 +24,6 @@ from mini_assistant.db.sqlite import SqliteDatabase
 from mini_assistant.models.script import Rule, Script, Text, Wait
 from mini_assistant.models.scripted import ScriptedEndpoint
 from tests.server_process import ServerProcess, _line_with, _started  # pyright: ignore[reportPrivateUsage]
-from tests.time_limit import time_limit  # noqa: F401
 
 DATABASE = "mini-assistant.sqlite3"
 NO_MODEL = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "MINI_ASSISTANT_LOG_LEVEL": "error"}

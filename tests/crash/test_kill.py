@@ -14,7 +14,6 @@ import pytest
 from mini_assistant.models.scripted import ScriptedEndpoint
 from tests.crash.conversations import KINDS, SCRIPT, Conversation, KilledServer, Kind
 from tests.server_process import ServerProcess
-from tests.time_limit import time_limit  # noqa: F401
 
 # A server that is killed over and over gets little done in between: runs must not expire meanwhile.
 ENVIRONMENT = {"MINI_ASSISTANT_RUN_EXPIRY_SECONDS": "3600", "MINI_ASSISTANT_LOG_LEVEL": "error"}

@@ -89,6 +89,10 @@ class EventBus(Protocol):
         """The run is gone: end its readers and drop what is kept."""
         ...
 
+    def close(self) -> None:
+        """The server stops: end all readers. They may attach again, here or elsewhere."""
+        ...
+
     def prune(self) -> None:
         """Drop what is kept of runs that stopped longer ago than `event_retention_seconds`."""
         ...

@@ -23,6 +23,7 @@ _TOO_SLOW = "This reader was too slow and some events are gone. Attach again wit
 _RESTARTED = "The worker that wrote this answer was lost, and the answer is being written again. Attach again without Last-Event-ID."
 _UNKNOWN = "The events after this Last-Event-ID are no longer kept. Attach again without Last-Event-ID."
 _DELETED = "The run was deleted."
+_STOPPING = "The server is stopping. The run goes on when it is started again; attach again then."
 
 
 class _Ring:
@@ -186,6 +187,11 @@ class LocalEventBus:
         if ring is not None:
             for reader in ring.readers:
                 reader.lose(_DELETED)
+
+    def close(self) -> None:
+        for ring in self._rings.values():
+            for reader in ring.readers:
+                reader.lose(_STOPPING)
 
     def prune(self) -> None:
         stopped = sorted(

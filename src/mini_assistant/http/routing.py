@@ -15,7 +15,7 @@ from mini_assistant.services import Services
 Body = TypeVar("Body", covariant=True)
 Query = TypeVar("Query", covariant=True)
 
-_PREFIX_OF_ID = {"assistant_id": "asst", "thread_id": "thread", "message_id": "msg", "run_id": "run", "step_id": "step"}
+_PREFIX_OF_ID = {"assistant_id": "asst_", "thread_id": "thread_", "message_id": "msg_", "run_id": "run_", "step_id": "step_"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,19 +120,20 @@ class RouteTable:
         if found is None:
             return None, {}, bool(node.routes)
         route, names = found
-        return route, dict(zip(names, values, strict=True)), True
+        return route, dict(zip(names, values)), True  # noqa: B905 - as many as there are parameters on the way here
 
 
 def check_path_ids(path: dict[str, str]) -> None:
     """Raise InvalidRequest when an id in the path has the wrong shape. Source: behaviour §1.4."""
-    for name, value in path.items():
-        check_id(name, value)
+    for name in path:
+        if not path[name].startswith(_PREFIX_OF_ID[name]):
+            check_id(name, path[name])
 
 
 def check_id(name: str, value: str) -> None:
     """Raise InvalidRequest when the id of the field `name` has the wrong prefix."""
     prefix = _PREFIX_OF_ID[name]
-    if not value.startswith(prefix + "_"):
+    if not value.startswith(prefix):
         raise InvalidRequest(
-            f"Invalid '{name}': '{value[:100]}'. Expected an ID that begins with '{prefix}'.", param=name, code="invalid_value"
+            f"Invalid '{name}': '{value[:100]}'. Expected an ID that begins with '{prefix[:-1]}'.", param=name, code="invalid_value"
         )
