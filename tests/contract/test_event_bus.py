@@ -208,6 +208,17 @@ async def test_a_deleted_run_ends_its_readers(bus: EventBus) -> None:
     bus.publish_delta(RUN, 1, DELTA, b"its worker has not heard of it yet")
 
 
+async def test_a_server_that_stops_ends_its_readers_who_may_attach_again(bus: EventBus) -> None:
+    bus.publish(RUN, 1, [row(1)])
+    waiting = attach(bus, Position(1), last_seq=1)
+    task = asyncio.create_task(waiting.next())
+    await asyncio.sleep(0)
+    bus.close()
+    with pytest.raises(PositionLost, match="stopping"):
+        await task
+    assert [event.seq for event in await attach(bus).next()] == [1]
+
+
 @pytest.mark.parametrize("limits", [{"retention_seconds": 0.0}, {"memory_bytes_max": 0}])
 async def test_stopped_runs_are_dropped_and_told_from_rows(make_bus: MakeBus, limits: dict[str, float]) -> None:
     bus = make_bus(**limits)
