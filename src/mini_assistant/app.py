@@ -144,7 +144,7 @@ class _HttpServer(uvicorn.Server):
 def _uvicorn_config(settings: Settings, api: Callable[..., object]) -> uvicorn.Config:
     return uvicorn.Config(
         api,  # type: ignore[arg-type]
-        http=HttpConnection,
+        http=HttpConnection.with_limit(settings.head_bytes_max),
         ws="none",
         lifespan="off",
         access_log=False,

@@ -65,6 +65,7 @@ class Settings:
     strict_beta_header: bool = _setting(False, "Refuse calls without `OpenAI-Beta: assistants=v2`, as the hosted API did.")
 
     body_bytes_max: int = _setting(16 * 1024 * 1024, "Largest JSON body of a request; above it the answer is 413.", minimum=1024)
+    head_bytes_max: int = _setting(128 * 1024, "Largest request line and headers together; above it the answer is 431.", minimum=1024)
     body_timeout_seconds: float = _setting(60.0, "Longest pause while a request's body arrives.", minimum=0.1)
     idempotency_ttl_seconds: int = _setting(86_400, "How long an `Idempotency-Key` is remembered.", minimum=1)
     deleted_cursor_ttl_seconds: int = _setting(
@@ -73,6 +74,7 @@ class Settings:
 
     run_expiry_seconds: int = _setting(600, "Time from a run's creation until it expires.", minimum=1)
     run_turns_max: int = _setting(64, "Model turns in one run; a run that wants more fails.", minimum=1)
+    run_messages_max: int = _setting(10_000, "Newest messages of a thread that a run reads; older ones are not in its prompt.", minimum=1)
     run_concurrency_max: int = _setting(1000, "Runs that one process executes at a time.", minimum=1)
     lease_seconds: float = _setting(30.0, "How long a worker owns a run without a sign of life.", minimum=0.5)
     sweep_interval_seconds: float = _setting(5.0, "Pause between two sweeps for lost, expired and waiting runs.", minimum=0.05)

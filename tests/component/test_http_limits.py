@@ -17,11 +17,11 @@ import psutil
 import pytest
 
 from mini_assistant.app import DATABASE_FILE
-from mini_assistant.http.connection import HEAD_BYTES_MAX
 from mini_assistant.settings import Settings
 from tests.envelope import checked_error
 
 BODY_BYTES_MAX = 64 * 1024
+HEAD_BYTES_MAX = Settings().head_bytes_max
 BODY_TIMEOUT_SECONDS = 0.3
 
 

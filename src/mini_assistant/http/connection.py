@@ -3,6 +3,8 @@
 The limit bounds the memory that a client without a key can take; uvicorn has one for its other parser only.
 """
 
+from typing import ClassVar
+
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from mini_assistant.errors import AppError, InvalidRequest
@@ -11,20 +13,26 @@ from mini_assistant.http.error_response import envelope, error_of
 ABORT = "mini_assistant.abort"
 """The ASGI extension by which the API drops a connection together with what is still to be written to it."""
 
-HEAD_BYTES_MAX = 128 * 1024
-"""Request line and headers together. A head that arrives whole in one read is served whatever its size."""
-
 
 class HeadTooLarge(AppError):
-    """The request line and the headers are larger than `HEAD_BYTES_MAX`."""
+    """The request line and the headers are larger than `head_bytes_max`."""
 
     status = 431
 
 
 class HttpConnection(HttpToolsProtocol):
-    """One connection, from the first byte to the last."""
+    """One connection, from the first byte to the last.
 
+    head_bytes_max: of request line and headers together. A head that arrives whole in one read is served whatever its size.
+    """
+
+    head_bytes_max: ClassVar[int]
     _head_bytes = 0
+
+    @classmethod
+    def with_limit(cls, head_bytes_max: int) -> "type[HttpConnection]":
+        """The class of connections with this limit: uvicorn makes the connections itself and takes nothing but a class."""
+        return type("HttpConnection", (cls,), {"head_bytes_max": head_bytes_max})
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -38,8 +46,9 @@ class HttpConnection(HttpToolsProtocol):
             self._head_bytes = 0
             return
         self._head_bytes += len(data)
-        if self._head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
-            self._refuse(HeadTooLarge(f"The headers of your request are larger than {HEAD_BYTES_MAX} bytes.", code="headers_too_large"))
+        limit = self.head_bytes_max
+        if self._head_bytes > limit and not self.transport.is_closing():
+            self._refuse(HeadTooLarge(f"The headers of your request are larger than {limit} bytes.", code="headers_too_large"))
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(InvalidRequest(msg, code="invalid_http"))

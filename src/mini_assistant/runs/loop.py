@@ -33,7 +33,6 @@ from mini_assistant.services import Services
 from mini_assistant.threads.schema import Content, IncompleteReason, Message
 from mini_assistant.threads.store import get_history
 
-_HISTORY_MESSAGES_MAX = 10_000
 # Counting tokens of a prompt longer than this would hold up other runs; it is done in a thread.
 _COUNT_IN_THREAD_CHARACTERS = 20_000
 
@@ -55,7 +54,8 @@ class Past(NamedTuple):
 async def get_past(services: Services, record: RunRecord) -> Past:
     """Read what a run goes on from. May be read while the run is being claimed: had it gone on since, the claim would fail."""
     messages, steps = await asyncio.gather(
-        get_history(services, record.project_id, record.run.thread_id, _HISTORY_MESSAGES_MAX), get_steps(services, record.run.id)
+        get_history(services, record.project_id, record.run.thread_id, services.settings.run_messages_max),
+        get_steps(services, record.run.id),
     )
     return Past(messages, steps)
 
