@@ -108,23 +108,27 @@ async def _warm_up(builtin: BuiltinModel) -> None:
 
 @contextlib.asynccontextmanager
 async def running_server(settings: Settings) -> AsyncGenerator[str]:
-    """The server inside this process, accepting requests; gives its address."""
-    async with open_services(settings) as services:
-        server = _HttpServer(_uvicorn_config(settings, Api(services, all_routes())))
-        listener = _listener(settings)  # from here on clients can connect; they are answered when the server runs
-        worker = asyncio.create_task(Worker(services).run())
-        worker.add_done_callback(_report_end)
-        serving = asyncio.create_task(server.serve([listener]))
-        try:
-            host, port = listener.getsockname()[:2]
-            yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        finally:
-            server.should_exit = True
-            await asyncio.wait([serving], timeout=settings.shutdown_grace_seconds)
-            services.events.close()  # streams that are still open end in order
-            await serving
-            worker.cancel()
-            await asyncio.gather(worker, return_exceptions=True)
+    """The server inside this process, accepting requests; gives its address.
+
+    Raises ConfigError when it cannot listen, and StoreUnavailable when the database cannot be opened.
+    """
+    # Clients can connect as soon as the address is taken; they are answered when all is open.
+    with contextlib.closing(_listener(settings)) as listener:
+        async with open_services(settings) as services:
+            server = _HttpServer(_uvicorn_config(settings, Api(services, all_routes())))
+            worker = asyncio.create_task(Worker(services).run())
+            worker.add_done_callback(_report_end)
+            serving = asyncio.create_task(server.serve([listener]))
+            try:
+                host, port = listener.getsockname()[:2]
+                yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            finally:
+                server.should_exit = True
+                await asyncio.wait([serving], timeout=settings.shutdown_grace_seconds)
+                services.events.close()  # streams that are still open end in order
+                await serving
+                worker.cancel()
+                await asyncio.gather(worker, return_exceptions=True)
 
 
 def _report_end(worker: "asyncio.Task[None]") -> None:

@@ -77,8 +77,11 @@ class SqliteDatabase:
         try:
             with contextlib.closing(_connect(self.path)) as connection:
                 migrate(connection, f"sqlite:///{self.path}")
-            writer, reader = _connect(self.path), _connect(self.path)
-            reader.execute("PRAGMA query_only = ON")
+            with contextlib.ExitStack() as opened:
+                writer = opened.enter_context(contextlib.closing(_connect(self.path)))
+                reader = opened.enter_context(contextlib.closing(_connect(self.path)))
+                reader.execute("PRAGMA query_only = ON")
+                opened.pop_all()  # from here on their threads close them
         except (sqlite3.Error, MigrationFailed) as exc:
             raise StoreUnavailable(f"{self.path} cannot be opened: {exc}.") from exc
         return writer, reader
@@ -189,10 +192,12 @@ class _ConnectionThread:
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA busy_timeout = 5000")
+    try:
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 5000"):
+            connection.execute(f"PRAGMA {pragma}")
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection
 
 

@@ -6,11 +6,13 @@ from alembic import context
 from mini_assistant.db.tables import metadata
 
 _engine = sa.create_engine(context.config.get_main_option("sqlalchemy.url") or "")
-with _engine.begin() as _connection:
-    if _connection.dialect.name == "sqlite":
-        # The driver itself would begin a transaction only with the first row, after the tables: half of them could stay behind.
-        _connection.exec_driver_sql("BEGIN IMMEDIATE")
-    context.configure(connection=_connection, target_metadata=metadata)
-    with context.begin_transaction():
-        context.run_migrations()
-_engine.dispose()
+try:
+    with _engine.begin() as _connection:
+        if _connection.dialect.name == "sqlite":
+            # The driver itself would begin a transaction only with the first row, after the tables: half of them could stay behind.
+            _connection.exec_driver_sql("BEGIN IMMEDIATE")
+        context.configure(connection=_connection, target_metadata=metadata)
+        with context.begin_transaction():
+            context.run_migrations()
+finally:
+    _engine.dispose()
