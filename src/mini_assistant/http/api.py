@@ -6,7 +6,6 @@ Errors of every kind end here, in the OpenAI envelope. What is not HTTP (lifespa
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -42,8 +41,7 @@ class ClientLeft(Exception):
     """The client closed the connection before its body was whole; nobody waits for an answer."""
 
 
-@dataclass(slots=True)
-class _Exchange:
+class _Exchange(msgspec.Struct):
     """One request while it is being answered."""
 
     scope: dict[str, Any]

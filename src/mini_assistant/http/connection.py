@@ -3,6 +3,7 @@
 The limit bounds the memory that a client without a key can take; uvicorn has one for its other parser only.
 """
 
+import asyncio
 from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -34,10 +35,14 @@ class HttpConnection(HttpToolsProtocol):
         """The class of connections with this limit: uvicorn makes the connections itself and takes nothing but a class."""
         return type("HttpConnection", (cls,), {"head_bytes_max": head_bytes_max})
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().connection_made(transport)
+        # A reader that takes nothing holds what was written to it: closing in order would wait for that reader.
+        self._extensions: dict[str, dict[object, object]] = {ABORT: {"call": transport.abort}}
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        # A reader that takes nothing holds what was written to it: closing in order would wait for that reader.
-        self.scope["extensions"] = {ABORT: {"call": self.transport.abort}}
+        self.scope["extensions"] = self._extensions
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

@@ -38,8 +38,7 @@ Answer = bytes | str | RunStream
 """What a route gives back: JSON text, or a stream."""
 
 
-@dataclass(slots=True)
-class Request(Generic[Body, Query]):
+class Request(msgspec.Struct, Generic[Body, Query]):
     """A request that has passed authentication and validation."""
 
     services: Services
