@@ -4,10 +4,11 @@ Stores build `Bound` statements; `db/sqlite.py` (and other backends) run them. T
 a list whose guards decide in the database itself whether the whole list holds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine.interfaces import Dialect
 
@@ -63,7 +64,7 @@ def _orderer(names: Sequence[str], constants: dict[str, Any]) -> Callable[[dict[
     return lambda parameters: tuple([parameters[name] for name in names])
 
 
-class Bound(NamedTuple):
+class Bound(msgspec.Struct, gc=False):
     """A statement with parameters. `guard` names the condition that it states, None when it states none."""
 
     query: Query
@@ -90,7 +91,7 @@ class UniqueViolation(Exception):
 class Database(Protocol):
     """Rows of one server or one cluster."""
 
-    async def read(self, statement: Bound) -> list[Row]:
+    def read(self, statement: Bound) -> Awaitable[list[Row]]:
         """Rows as of the last commit. Raises StoreUnavailable."""
         ...
 

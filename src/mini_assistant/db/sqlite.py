@@ -13,7 +13,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 
@@ -29,14 +29,19 @@ _GROUP_MAX = 256
 _Statement = tuple[str, tuple[Any, ...], str | None]
 
 
-class _Job(NamedTuple):
+class _Write(NamedTuple):
     statements: list[_Statement]
     on_commit: Callable[[], None] | None
     is_durable: bool
     answer: "asyncio.Future[list[list[Row]]]"
 
 
-_Outcome = tuple[_Job, list[list[Row]] | Exception]
+# Text, parameters and who waits for the rows. Again a plain tuple.
+_Read = tuple[str, tuple[Any, ...], "asyncio.Future[list[Row]]"]
+_ReadOutcome = tuple["asyncio.Future[list[Row]]", list[Row] | Exception]
+_WriteOutcome = tuple[_Write, list[list[Row]] | Exception]
+_Outcomes = TypeVar("_Outcomes")
+_Job = TypeVar("_Job")
 
 
 class SqliteDatabase:
@@ -86,41 +91,40 @@ class SqliteDatabase:
             raise StoreUnavailable(f"{self.path} cannot be opened: {exc}.") from exc
         return writer, reader
 
-    async def read(self, statement: Bound) -> list[Row]:
-        [rows] = await self._submit(self._reader, (statement,))
-        return rows
+    def read(self, statement: Bound) -> "asyncio.Future[list[Row]]":
+        compiled = statement.query.compiled(_DIALECT)
+        answer: asyncio.Future[list[Row]] = self._open_loop().create_future()
+        self._reader.put((compiled.text, compiled.in_order(statement.parameters), answer))
+        return answer
 
     async def write(
         self, statements: Sequence[Bound], on_commit: Callable[[], None] | None = None, *, durable: bool = True
     ) -> list[list[Row]]:
-        return await self._submit(self._writer, statements, on_commit, durable)
+        answer: asyncio.Future[list[list[Row]]] = self._open_loop().create_future()
+        self._writer.put(_Write([_compiled(bound) for bound in statements], on_commit, durable, answer))
+        return await answer
 
-    def _submit(
-        self, thread: "_ConnectionThread", statements: Sequence[Bound], on_commit: Callable[[], None] | None = None, durable: bool = True
-    ) -> "asyncio.Future[list[list[Row]]]":
+    def _open_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None or not self._is_open:
             raise StoreUnavailable("The database is closed.")
-        answer: asyncio.Future[list[list[Row]]] = self._loop.create_future()
-        thread.put(_Job([_compiled(bound) for bound in statements], on_commit, durable, answer))
-        return answer
+        return self._loop
 
-    def _read_group(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
-        outcomes: list[_Outcome] = []
-        is_group = len(jobs) > 1
-        if is_group:
+    def _read_group(self, connection: sqlite3.Connection, reads: list[_Read]) -> None:
+        outcomes: list[_ReadOutcome] = []
+        if len(reads) > 1:
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("BEGIN")  # one look at the log for all of them
-        for job in jobs:
+        for text, parameters, answer in reads:
             try:
-                outcomes.append((job, _run_all(connection, job.statements)))
+                outcomes.append((answer, connection.execute(text, parameters).fetchall()))
             except (sqlite3.Error, ValueError, OverflowError) as exc:
-                outcomes.append((job, StoreUnavailable(f"The database cannot be read: {exc}.")))
+                outcomes.append((answer, StoreUnavailable(f"The database cannot be read: {exc}.")))
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-        self._answer(outcomes)
+        self._call_in_loop(_deliver_reads, outcomes)
 
-    def _write_group(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
-        outcomes: list[_Outcome]
+    def _write_group(self, connection: sqlite3.Connection, jobs: list[_Write]) -> None:
+        outcomes: list[_WriteOutcome]
         is_durable = any(job.is_durable for job in jobs)
         try:
             if not is_durable:
@@ -134,12 +138,12 @@ class SqliteDatabase:
             outcomes = [(job, failure) for job in jobs]
         if not is_durable:
             connection.execute("PRAGMA synchronous = FULL")
-        self._answer(outcomes)
+        self._call_in_loop(_deliver_writes, outcomes)
 
-    def _answer(self, outcomes: list[_Outcome]) -> None:
+    def _call_in_loop(self, deliver: Callable[[asyncio.AbstractEventLoop, _Outcomes], None], outcomes: _Outcomes) -> None:
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
-            self._loop.call_soon_threadsafe(_deliver, self._loop, outcomes)
+            self._loop.call_soon_threadsafe(deliver, self._loop, outcomes)
 
     async def check(self) -> str:
         await asyncio.to_thread(_check_file, self.path)
@@ -157,7 +161,7 @@ class SqliteDatabase:
             self._lock_file = None
 
 
-class _ConnectionThread:
+class _ConnectionThread(Generic[_Job]):
     """A thread with a connection that takes all waiting jobs at once."""
 
     def __init__(self, name: str, process: Callable[[sqlite3.Connection, list[_Job]], None]) -> None:
@@ -216,9 +220,9 @@ def _run_all(connection: sqlite3.Connection, statements: Sequence[_Statement]) -
     return answer
 
 
-def _write_together(connection: sqlite3.Connection, jobs: list[_Job]) -> list[_Outcome] | None:
+def _write_together(connection: sqlite3.Connection, jobs: list[_Write]) -> list[_WriteOutcome] | None:
     """One transaction for the whole group; None, with nothing written, when one of several lists fails."""
-    outcomes: list[_Outcome] = []
+    outcomes: list[_WriteOutcome] = []
     connection.execute("BEGIN IMMEDIATE")
     for job in jobs:
         try:
@@ -232,9 +236,9 @@ def _write_together(connection: sqlite3.Connection, jobs: list[_Job]) -> list[_O
     return outcomes
 
 
-def _write_separately(connection: sqlite3.Connection, jobs: list[_Job]) -> list[_Outcome]:
+def _write_separately(connection: sqlite3.Connection, jobs: list[_Write]) -> list[_WriteOutcome]:
     """One transaction with a savepoint for each list, so that a failing one leaves the others alone."""
-    outcomes: list[_Outcome] = []
+    outcomes: list[_WriteOutcome] = []
     connection.execute("BEGIN IMMEDIATE")
     for job in jobs:
         connection.execute("SAVEPOINT list")
@@ -262,7 +266,17 @@ def _translated(exc: Exception) -> Exception:
     return StoreUnavailable(f"The database refused a write: {exc}.")
 
 
-def _deliver(loop: asyncio.AbstractEventLoop, outcomes: list[_Outcome]) -> None:
+def _deliver_reads(_: asyncio.AbstractEventLoop, outcomes: list[_ReadOutcome]) -> None:
+    for answer, outcome in outcomes:
+        if answer.done():
+            continue  # the caller has been cancelled
+        if isinstance(outcome, Exception):
+            answer.set_exception(outcome)
+        else:
+            answer.set_result(outcome)
+
+
+def _deliver_writes(loop: asyncio.AbstractEventLoop, outcomes: list[_WriteOutcome]) -> None:
     for job, outcome in outcomes:
         if isinstance(outcome, Exception):
             if not job.answer.done():
