@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -182,6 +183,9 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     stopping = _stop_signal()
     announce(model_line(settings))
     async with running_server(settings) as address:
+        # What is here now stays until the end: the collector need not walk it again and again while requests are served.
+        gc.collect()
+        gc.freeze()
         announce(f"mini-assistant is ready at {address}/v1")
         await stopping.wait()
 

@@ -44,4 +44,4 @@ def new_id(prefix: str) -> str:
 
 def new_request_id() -> str:
     """A fresh `req_` id, sent back as `x-request-id`. It names a request in the logs and guards nothing, so it may be guessed."""
-    return f"req_{random.getrandbits(128):032x}"
+    return "req_" + random.randbytes(16).hex()

@@ -26,14 +26,13 @@ from mini_assistant.services import Services
 
 log = logging.getLogger("mini_assistant.http")
 
-_JSON_HEADERS = [(b"content-type", b"application/json"), (b"openai-version", b"2020-10-01")]
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
     (b"openai-version", b"2020-10-01"),
 ]
-# Official SDKs poll after this long; an embedded run is usually done by then.
+# Official SDKs poll again after this long; an embedded run is usually done by then.
 _POLL_HEADER = (b"openai-poll-after-ms", b"500")
 
 
@@ -49,6 +48,7 @@ class _Exchange(msgspec.Struct):
     headers: dict[bytes, bytes]
     request_id: str
     started: float
+    is_polled: bool = False
 
 
 class Api:
@@ -81,32 +81,19 @@ class Api:
         except Exception:
             log.exception("request %s: unexpected error", exchange.request_id)
             status, body = 500, envelope(SERVER_ERROR)
-        await self._send_json(exchange, status, body, send)
-
-    async def _send_json(self, exchange: _Exchange, status: int, body: bytes, send: Send) -> None:
         elapsed_ms = int((time.perf_counter() - exchange.started) * 1000)
-        headers = [
-            *_JSON_HEADERS,
-            (b"content-length", b"%d" % len(body)),
-            (b"x-request-id", exchange.request_id.encode()),
-            (b"openai-processing-ms", b"%d" % elapsed_ms),
-            _POLL_HEADER,
-        ]
-        if status >= 400:
-            # The rest of a refused body would be read as the next request's beginning; and a repeat changes nothing but a 503.
-            headers.append((b"connection", b"close") if status == 413 else (b"x-should-retry", b"true" if status == 503 else b"false"))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.start", "status": status, "headers": _json_headers(exchange, status, body, elapsed_ms)})
         await send({"type": "http.response.body", "body": body})
         if self._settings.request_log:
-            log.info("%s %s %d %dms %s", exchange.scope["method"], exchange.scope["path"], status, elapsed_ms, exchange.request_id)
+            log.info("%s %s %d %dms %s", scope["method"], scope["path"], status, elapsed_ms, exchange.request_id)
 
     async def _stream(self, opened: OpenedStream, exchange: _Exchange, send: Send) -> None:
         elapsed_ms = int((time.perf_counter() - exchange.started) * 1000)
         headers = [*_STREAM_HEADERS, (b"x-request-id", exchange.request_id.encode()), (b"openai-processing-ms", b"%d" % elapsed_ms)]
         try:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
-            if not await send_run_stream(self._services, opened, exchange.receive, send) and ABORT in exchange.scope["extensions"]:
-                exchange.scope["extensions"][ABORT]["call"]()
+            if not await send_run_stream(self._services, opened, exchange.receive, send) and ABORT in exchange.scope["state"]:
+                exchange.scope["state"][ABORT]()
         except Exception:
             log.exception("request %s: the stream broke", exchange.request_id)
         finally:
@@ -127,22 +114,21 @@ class Api:
                 raise MethodNotAllowed(f"Not allowed to {method} on {scope['path'][:200]}.", code="method_not_supported")
             raise NotFound(f"Invalid URL ({method} {scope['path'][:200]})")
         check_path_ids(parameters)
+        exchange.is_polled = route.polled
 
         query = None if route.query is None else decode_query(route.query, scope["query_string"])
         raw = b"" if route.body is None else await self._read_body(exchange)
         body = None
         if route.body is not None:
             body = decode_body(self._decoders[route.body], b"{}" if route.body_optional and not raw else raw)
-        call = self._idempotent_call(project_id, method, path, raw, headers)
-        last_event_id = _text_or_none(headers, b"last-event-id")
-        request: Request[Any, Any] = Request(self._services, project_id, parameters, body, query, last_event_id, call)
-        return await (route.call(request) if call is None else self._answer_once(route, request, call))
-
-    def _idempotent_call(self, project_id: str, method: str, path: str, raw: bytes, headers: dict[bytes, bytes]) -> IdempotentCall | None:
-        key = _text_or_none(headers, b"idempotency-key")
-        if key is None or method != "POST":
-            return None
-        return IdempotentCall.of(project_id, key, path.encode("utf-8", "replace") + b"\n" + raw)
+        request: Request[Any, Any] = Request(self._services, project_id, parameters, body, query)
+        if b"last-event-id" in headers:
+            request.last_event_id = headers[b"last-event-id"].decode("latin-1")
+        if b"idempotency-key" in headers and method == "POST":
+            key = headers[b"idempotency-key"].decode("latin-1")
+            request.idempotent_call = IdempotentCall.of(project_id, key, path.encode("utf-8", "replace") + b"\n" + raw)
+            return await self._answer_once(route, request, request.idempotent_call)
+        return await route.call(request)
 
     async def _answer_once(self, route: Route, request: Request[Any, Any], call: IdempotentCall) -> Answer:
         """Answer a request that carries an `Idempotency-Key`: the first time by doing it, then with what was answered."""
@@ -187,10 +173,22 @@ class Api:
         return message
 
 
+def _json_headers(exchange: _Exchange, status: int, body: bytes, elapsed_ms: int) -> list[tuple[bytes, bytes]]:
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"openai-version", b"2020-10-01"),
+        (b"content-length", b"%d" % len(body)),
+        (b"x-request-id", exchange.request_id.encode()),
+        (b"openai-processing-ms", b"%d" % elapsed_ms),
+    ]
+    if exchange.is_polled:
+        headers.append(_POLL_HEADER)
+    if status >= 400:
+        # The rest of a refused body would be read as the next request's beginning; and a repeat changes nothing but a 503.
+        headers.append((b"connection", b"close") if status == 413 else (b"x-should-retry", b"true" if status == 503 else b"false"))
+    return headers
+
+
 def _too_large(limit: int) -> TooLarge:
     return TooLarge(f"The body of your request is larger than {limit} bytes, the most that this server takes.", code="body_too_large")
 
-
-def _text_or_none(headers: dict[bytes, bytes], name: bytes) -> str | None:
-    value = headers.get(name)
-    return None if value is None else value.decode("latin-1")

@@ -12,7 +12,7 @@ from mini_assistant.errors import AppError, InvalidRequest
 from mini_assistant.http.error_response import envelope, error_of
 
 ABORT = "mini_assistant.abort"
-"""The ASGI extension by which the API drops a connection together with what is still to be written to it."""
+"""The entry of a request's `state` by which the API drops the connection together with what is still to be written to it."""
 
 
 class HeadTooLarge(AppError):
@@ -38,14 +38,13 @@ class HttpConnection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
         # A reader that takes nothing holds what was written to it: closing in order would wait for that reader.
-        self._extensions: dict[str, dict[object, object]] = {ABORT: {"call": transport.abort}}
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope["extensions"] = self._extensions
+        self.app_state = {**self.app_state, ABORT: transport.abort}
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if data.endswith(b"\r\n\r\n"):  # nearly every request without a body; no head goes on behind these bytes
+            self._head_bytes = 0
+            return
         # A request gets its scope with the first byte, and its cycle with the last one of the head.
         if self.scope is None or (self.cycle is not None and self.cycle.scope is self.scope):  # pyright: ignore[reportUnnecessaryComparison]
             self._head_bytes = 0

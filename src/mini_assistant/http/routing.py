@@ -1,8 +1,8 @@
 """Typed routes: a table of method, path, types and function, from which requests are served and `/openapi.json` is made."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -65,6 +65,7 @@ class Route:
 
     body, query: structs, None when the operation takes none. body_optional: an empty body stands for `{}`.
     streams: whether `"stream": true` in the body, or the route itself, answers with events. public: served without a key.
+    polled: whether SDKs ask again and again until the object has come to an end.
     """
 
     method: str
@@ -78,55 +79,53 @@ class Route:
     body_optional: bool = False
     streams: bool = False
     public: bool = False
+    polled: bool = False
     tag: str = ""
 
 
-@dataclass
-class _Node:
-    literal: dict[str, "_Node"] = field(default_factory=dict[str, "_Node"])
-    parameter: "_Node | None" = None
-    routes: dict[str, tuple[Route, tuple[str, ...]]] = field(default_factory=dict[str, tuple[Route, tuple[str, ...]]])
+class _Path(NamedTuple):
+    """The routes of one path, by method, and the names of its parameters."""
+
+    names: tuple[str, ...]
+    routes: dict[str, Route]
 
 
 class RouteTable:
-    """Finds the route of a path by walking its segments; literal segments win over parameters."""
+    """Finds the route of a path. In every path words and ids take turns, so its words and its length say which it is.
+
+    A path that is words alone (`/threads/runs`) wins over one that would take a word for an id.
+    """
 
     def __init__(self, routes: list[Route]) -> None:
-        self._root = _Node()
+        self._without_ids: dict[str, _Path] = {}
+        self._with_ids: dict[tuple[object, ...], _Path] = {}
         for route in routes:
-            node, names = self._root, list[str]()
-            for segment in route.path.strip("/").split("/"):
-                if segment.startswith("{"):
-                    names.append(segment[1:-1])
-                    node.parameter = node.parameter or _Node()
-                    node = node.parameter
-                else:
-                    node = node.literal.setdefault(segment, _Node())
-            node.routes[route.method] = (route, tuple(names))
+            segments = route.path.split("/")
+            names = tuple(segment[1:-1] for segment in segments if segment.startswith("{"))
+            if not names:
+                known = self._without_ids.setdefault(route.path, _Path((), {}))
+            else:
+                assert len(names) == len(segments[2::2]), f"words and ids do not take turns in {route.path}"
+                known = self._with_ids.setdefault((len(segments), *segments[1::2]), _Path(names, {}))
+            known.routes[route.method] = route
 
     def find(self, method: str, path: str) -> tuple[Route | None, dict[str, str], bool]:
         """The route, its path parameters, and whether the path is known at all (with another method)."""
-        node, values = self._root, list[str]()
-        for segment in path[1:].split("/"):
-            below = node.literal.get(segment)
-            if below is None:
-                below = node.parameter
-                if below is None or not segment:
-                    return None, {}, False
-                values.append(segment)
-            node = below
-        found = node.routes.get(method)
-        if found is None:
-            return None, {}, bool(node.routes)
-        route, names = found
-        return route, dict(zip(names, values)), True  # noqa: B905 - as many as there are parameters on the way here
+        known, ids = self._without_ids.get(path), ()
+        if known is None:
+            segments = path.split("/")
+            ids = segments[2::2]
+            known = self._with_ids.get((len(segments), *segments[1::2]))
+            if known is None or "" in ids:
+                return None, {}, False
+        return known.routes.get(method), dict(zip(known.names, ids)), True  # noqa: B905 - there are as many of both
 
 
 def check_path_ids(path: dict[str, str]) -> None:
     """Raise InvalidRequest when an id in the path has the wrong shape. Source: behaviour §1.4."""
-    for name in path:
-        if not path[name].startswith(_PREFIX_OF_ID[name]):
-            check_id(name, path[name])
+    for name, value in path.items():
+        if not value.startswith(_PREFIX_OF_ID[name]):
+            check_id(name, value)
 
 
 def check_id(name: str, value: str) -> None:

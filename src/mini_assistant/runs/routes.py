@@ -132,7 +132,15 @@ ROUTES = [
         query=Page,
         answer=list_schema(Run),
     ),
-    Route(method="GET", path="/threads/{thread_id}/runs/{run_id}", name="getRun", summary="Get a run", call=get_run, answer=Run),
+    Route(
+        method="GET",
+        path="/threads/{thread_id}/runs/{run_id}",
+        name="getRun",
+        summary="Get a run",
+        call=get_run,
+        answer=Run,
+        polled=True,
+    ),
     Route(
         method="POST",
         path="/threads/{thread_id}/runs/{run_id}",
