@@ -191,4 +191,3 @@ def _json_headers(exchange: _Exchange, status: int, body: bytes, elapsed_ms: int
 
 def _too_large(limit: int) -> TooLarge:
     return TooLarge(f"The body of your request is larger than {limit} bytes, the most that this server takes.", code="body_too_large")
-
