@@ -251,7 +251,7 @@ async def test_what_was_written_is_there_when_it_is_opened_again(open_database: 
 async def test_close_finishes_what_was_handed_in_and_then_refuses(open_database: OpenDatabase) -> None:
     database = await open_database()
     writing = [asyncio.create_task(database.write([thread(f"thread_{number}")])) for number in range(50)]
-    reading = asyncio.create_task(database.read(count_threads()))
+    reading = asyncio.ensure_future(database.read(count_threads()))
     await asyncio.sleep(0)  # they are handed in now
     await database.close()
     assert [await write for write in writing] == [[[]]] * 50
