@@ -326,7 +326,7 @@ REFUSED: dict[Gate, list[tuple[str, str]]] = {
         ("threads/store.py", "from mini_assistant.http import routing\n"),
         ("runs/loop.py", "from mini_assistant.runs import routes\n"),
         ("db/base.py", "from mini_assistant.db import sqlite\n"),
-        ("events/local.py", "from mini_assistant.queue.local import LocalRunQueue\n"),
+        ("events/local.py", "from mini_assistant.queue.local import LocalTaskQueue\n"),
         ("models/builtin.py", "from mini_assistant.runs.store import RunRecord\n"),
         ("errors.py", "from mini_assistant.settings import Settings\n"),
     ],

@@ -15,6 +15,7 @@ from mini_assistant.clock import SystemClock
 from mini_assistant.db.sqlite import SqliteDatabase
 from mini_assistant.errors import BackendError, ConfigError, ModelError
 from mini_assistant.events.local import LocalEventBus
+from mini_assistant.files.blobs.disk import DiskBlobStore
 from mini_assistant.http import health
 from mini_assistant.http.api import Api
 from mini_assistant.http.connection import HttpConnection
@@ -22,20 +23,24 @@ from mini_assistant.http.openapi import openapi_route
 from mini_assistant.http.routing import Route
 from mini_assistant.models.base import ChatProvider
 from mini_assistant.models.builtin import BuiltinModel, builtin_capabilities
+from mini_assistant.models.embeddings.wordllama import WordllamaEmbedder
 from mini_assistant.models.openai_compatible import OpenAICompatible
 from mini_assistant.models.provider_limits import limits_of
 from mini_assistant.models.routing import BUILTIN, OPENAI, RoutedModels, provider_names
-from mini_assistant.queue.local import LocalRunQueue
+from mini_assistant.queue.local import LocalTaskQueue
 from mini_assistant.runs import routes as run_routes
 from mini_assistant.runs.leases import free_all_leases
 from mini_assistant.runs.worker import Worker
 from mini_assistant.services import Services
 from mini_assistant.settings import Settings
 from mini_assistant.threads import routes as thread_routes
+from mini_assistant.vector_stores.indexes.segments import SegmentIndex
+from mini_assistant.vector_stores.parsers.process import ParserProcesses
 
 log = logging.getLogger("mini_assistant")
 
 DATABASE_FILE = "mini-assistant.sqlite3"
+BLOBS_FOLDER = "blobs"
 
 
 def all_routes() -> list[Route]:
@@ -81,15 +86,28 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         if builtin is not None:
             warming_up = asyncio.create_task(_warm_up(builtin))
             stack.callback(warming_up.cancel)
+        blobs = DiskBlobStore(settings.data_dir / BLOBS_FOLDER)
+        stack.push_async_callback(blobs.close)
+        parser = ParserProcesses(settings)
+        stack.push_async_callback(parser.close)
+        embedder = WordllamaEmbedder()
+        stack.push_async_callback(embedder.close)
+        index = SegmentIndex(db, cache_bytes_max=settings.index_cache_bytes_max)
+        stack.push_async_callback(index.close)
         services = Services(
             db=db,
-            queue=LocalRunQueue(),
+            queue=LocalTaskQueue(),
             events=LocalEventBus(
                 ring_bytes_max=settings.event_ring_bytes_max,
                 memory_bytes_max=settings.event_memory_bytes_max,
                 retention_seconds=settings.event_retention_seconds,
             ),
             models=models,
+            blobs=blobs,
+            parser=parser,
+            embedder=embedder,
+            reranker=None,
+            index=index,
             tools={},
             clock=SystemClock(),
             settings=settings,

@@ -5,7 +5,7 @@
     |- MethodNotAllowed 405   |- RunStateConflict 400   `- TooLarge 413
     BackendError              a part outside of this process failed; `retryable` says whether trying again may help
     |- ModelError             becomes a run's `last_error` in runs/loop.py
-    `- StoreUnavailable
+    |- StoreUnavailable       `- BlobMissing
     ToolFailure               becomes output that the model reads, in runs/tool_calls.py
     ConfigError               raised at start only; names the setting and shows a good value
 
@@ -100,7 +100,11 @@ class ModelError(BackendError):
 
 
 class StoreUnavailable(BackendError):
-    """The database cannot be read or written now: locked by another server, full disk, broken file."""
+    """The database or the blob store cannot be read or written now: locked by another server, full disk, broken file."""
+
+
+class BlobMissing(BackendError):
+    """The bytes of a file are gone from the blob store, though its row is there."""
 
 
 ToolFailureKind = Literal[

@@ -56,7 +56,7 @@ class Settings:
 
     host: str = _setting("127.0.0.1", "Address to listen on. Anything but loopback needs `api_keys`.")
     port: int = _setting(8000, "Port to listen on; 0 takes a free one.", minimum=0, maximum=65_535)
-    data_dir: Path = _setting(Path("data"), "Folder of the embedded database.")
+    data_dir: Path = _setting(Path("data"), "Folder of the embedded database and of the files.")
     log_level: str = _setting("info", "One of debug, info, warning, error.")
     request_log: bool = _setting(False, "Log one line for each request (method, path, status, milliseconds).")
     api_keys: tuple[str, ...] = _setting(
@@ -109,6 +109,41 @@ class Settings:
     builtin_parallel_max: int = _setting(2, "Answers that the built-in model writes at a time.", minimum=1)
     builtin_threads: int = _setting(0, "Threads of the built-in model; 0 takes one for each core, at most 4.", minimum=0)
     builtin_start_timeout_seconds: float = _setting(60.0, "Longest wait until the built-in model is loaded.", minimum=1.0)
+
+    file_bytes_max: int = _setting(512 * 1024 * 1024, "Largest file of `POST /files`; above it the answer is 413.", minimum=1)
+    upload_bytes_max: int = _setting(8 * 1024**3, "Largest file that is uploaded in parts.", minimum=1)
+    upload_part_bytes_max: int = _setting(64 * 1024 * 1024, "Largest part of an upload.", minimum=1)
+    upload_expiry_seconds: int = _setting(3600, "Time from an upload's creation until it expires.", minimum=1)
+    strict_file_downloads: bool = _setting(
+        False, "Refuse to download files of the purposes `assistants` and `user_data`, as the hosted API did."
+    )
+
+    ingest_concurrency_max: int = _setting(2, "Files that one process ingests at a time.", minimum=1)
+    ingest_attempts_max: int = _setting(3, "Times that the ingest of a file is tried before it fails.", minimum=1)
+    parse_timeout_seconds: float = _setting(300.0, "Longest time to parse one file.", minimum=0.1)
+    parse_memory_bytes_max: int = _setting(2 * 1024**3, "Memory that the parser of one file may take.", minimum=64 * 1024 * 1024)
+    file_tokens_max: int = _setting(5_000_000, "Longest text of a file in a vector store, in tokens; a longer one fails.", minimum=1)
+    vector_store_file_ids_max: int = _setting(500, "Files that a vector store can be created with.", minimum=1)
+    file_batch_files_max: int = _setting(2000, "Files of one batch.", minimum=1)
+    thread_store_expiry_days: int = _setting(7, "Days without a run after which a store made through a thread expires.", minimum=1)
+
+    index_cache_bytes_max: int = _setting(512 * 1024 * 1024, "Memory for the vectors and postings of recently searched stores.", minimum=0)
+    embedder: str = _setting(
+        "builtin", "What makes the vectors: builtin (in the package), openai (an endpoint), or fastembed (a download)."
+    )
+    embeddings_base_url: str = _setting("", "Endpoint of the embedder `openai`, such as http://127.0.0.1:11434/v1.")
+    embeddings_api_key: str = _setting("", "Key of that endpoint.", secret=True)
+    embeddings_model: str = _setting("", "Name of the embedding model at that endpoint, or of fastembed's model.")
+    embeddings_timeout_seconds: float = _setting(60.0, "Longest wait for one answer of the embeddings endpoint.", minimum=0.1)
+    rerank_url: str = _setting("", "A `/rerank` endpoint as Jina and Cohere have it; empty: passages keep the order of the index.")
+    rerank_api_key: str = _setting("", "Key of that endpoint.", secret=True)
+    rerank_model: str = _setting("", "Name of the re-ranking model at that endpoint.")
+    rerank_timeout_seconds: float = _setting(10.0, "Longest wait for the re-ranker; after it passages keep their order.", minimum=0.1)
+    file_summaries: str = _setting(
+        "auto", "Summaries of files: auto (by the model when a real one is configured), extractive (without a model), or off."
+    )
+    file_search_tokens_max: int = _setting(16_000, "Tokens of passages that one search gives to the model.", minimum=100)
+    file_search_wait_seconds: float = _setting(60.0, "How long a run waits for files of its thread that are still ingested.", minimum=0.0)
 
     providers: Mapping[str, ProviderSettings] = field(default_factory=dict[str, ProviderSettings])
     models: Mapping[str, ModelSettings] = field(default_factory=dict[str, ModelSettings])

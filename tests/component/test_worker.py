@@ -29,7 +29,7 @@ from mini_assistant.events.base import START
 from mini_assistant.http.routing import Request
 from mini_assistant.models.script import Rule, Script, ScriptedCall, Stall, Text, ToolCalls, Wait
 from mini_assistant.models.scripted import ScriptedEndpoint
-from mini_assistant.queue.local import LocalRunQueue
+from mini_assistant.queue.local import LocalTaskQueue
 from mini_assistant.runs import commands, leases, store
 from mini_assistant.runs.endings import end_run
 from mini_assistant.runs.schema import CreateRun, ModifyRun, Run, SubmitToolOutputs, ToolOutput
@@ -91,7 +91,7 @@ async def working(*several: Services) -> AsyncIterator[list[asyncio.Task[None]]]
 
 def other_process(services: Services) -> Services:
     """The same rows seen by another process: it hears nothing of this one's queue."""
-    return dataclasses.replace(services, queue=LocalRunQueue())
+    return dataclasses.replace(services, queue=LocalTaskQueue())
 
 
 # --- what clients do ------------------------------------------------------------------------------------------------------------
@@ -233,11 +233,11 @@ async def test_offering_a_run_again_and_again_executes_it_once(services: Service
     async with working(services, other_process(services)):
         run = await create_run(services)
         for _ in range(50):
-            services.queue.put(run.id)
+            services.queue.put("run", run.id)
             await asyncio.sleep(0)
-        services.queue.put("run_of_nobody")
+        services.queue.put("run", "run_of_nobody")
         await until_status(services, run, "completed")
-        services.queue.put(run.id)
+        services.queue.put("run", run.id)
         await asyncio.sleep(0.1)
     assert (await run_row(services, run)).attempt == 1
     assert len(endpoint.requests) == 1
@@ -332,7 +332,7 @@ async def test_a_stopping_worker_begins_nothing_new(services: Services, endpoint
         made = [await create_run(services, f"number {number}") for number in range(8)]
         await endpoint.wait_for_streams(3)
         for run in made:
-            services.queue.put(run.id)
+            services.queue.put("run", run.id)
         await asyncio.sleep(0.1)
     statuses = [(await run_row(services, run)).status for run in made]
     await endpoint.wait_for_streams(0)
@@ -422,7 +422,7 @@ async def test_a_run_that_is_offered_again_takes_no_turn_from_those_that_wait(se
         await endpoint.wait_for_streams(3)
         while not await thread_is_free(services, made[-1]):
             for run in made[:3]:
-                services.queue.put(run.id)  # as a client does that cancels over and over
+                services.queue.put("run", run.id)  # as a client does that cancels over and over
             await asyncio.sleep(0.01)
     asked = [int(thread_text(body).split()[1]) for body in endpoint.requests]
     assert all(abs(number - place) <= 2 for place, number in enumerate(asked)), asked

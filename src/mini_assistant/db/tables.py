@@ -138,3 +138,170 @@ idempotency_keys = sa.Table(
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Index("idempotency_keys_by_age", "created_at"),
 )
+
+
+files = sa.Table(
+    "files",
+    metadata,
+    *_object_columns(),
+    sa.Column("purpose", sa.Text, nullable=False),
+    sa.Column("filename", sa.Text, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.Text, nullable=False),
+    # Where the blob store keeps the bytes.
+    sa.Column("blob_key", sa.Text, nullable=False),
+    sa.Column("expires_at", sa.BigInteger),
+    sa.Index("files_in_order", "project_id", "created_at", "seq"),
+    sqlite_autoincrement=True,
+)
+_expires_text = sa.text("expires_at IS NOT NULL")
+sa.Index("files_by_expiry", files.c.expires_at, sqlite_where=_expires_text, postgresql_where=_expires_text)
+
+uploads = sa.Table(
+    "uploads",
+    metadata,
+    *_object_columns(),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=False),
+    sa.Index("uploads_by_expiry", "expires_at"),
+)
+
+upload_parts = sa.Table(
+    "upload_parts",
+    metadata,
+    *_object_columns(),
+    sa.Column("upload_id", sa.Text, sa.ForeignKey("uploads.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("blob_key", sa.Text, nullable=False),
+    sa.Index("upload_parts_of_upload", "upload_id", "seq"),
+)
+
+# Blobs that no row needs any more. They are deleted after the commit that dropped the row, or by the next sweep when that was cut off.
+unneeded_blobs = sa.Table(
+    "unneeded_blobs",
+    metadata,
+    sa.Column("blob_key", sa.Text, primary_key=True),
+    sa.Column("since", sa.BigInteger, nullable=False),
+)
+
+vector_stores = sa.Table(
+    "vector_stores",
+    metadata,
+    *_object_columns(),
+    # The wire object's counters, beside a body that holds everything else: a file that comes to its end changes one row, not one text.
+    sa.Column("files_in_progress", sa.BigInteger, nullable=False),
+    sa.Column("files_completed", sa.BigInteger, nullable=False),
+    sa.Column("files_failed", sa.BigInteger, nullable=False),
+    sa.Column("files_cancelled", sa.BigInteger, nullable=False),
+    sa.Column("usage_bytes", sa.BigInteger, nullable=False),
+    sa.Column("last_active_at", sa.BigInteger, nullable=False),
+    sa.Column("expires_after_days", sa.BigInteger),
+    sa.Column("expires_at", sa.BigInteger),
+    # Grows with everything that changes what a search may find.
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    # What the vectors of this store were made with; null until the first file is indexed.
+    sa.Column("embedder", sa.Text),
+    sa.Column("dimension", sa.BigInteger),
+    sa.Index("vector_stores_in_order", "project_id", "created_at", "seq"),
+    sqlite_autoincrement=True,
+)
+
+
+def _vector_store_column() -> sa.Column[object]:
+    return sa.Column("vector_store_id", sa.Text, sa.ForeignKey("vector_stores.id", ondelete="CASCADE"), nullable=False)
+
+
+vector_store_file_batches = sa.Table(
+    "vector_store_file_batches",
+    metadata,
+    *_object_columns(),
+    _vector_store_column(),
+    sa.Column("is_cancelled", sa.Boolean, nullable=False),
+    sa.Column("files_in_progress", sa.BigInteger, nullable=False),
+    sa.Column("files_completed", sa.BigInteger, nullable=False),
+    sa.Column("files_failed", sa.BigInteger, nullable=False),
+    sa.Column("files_cancelled", sa.BigInteger, nullable=False),
+    sa.Index("vector_store_file_batches_of_store", "vector_store_id"),
+)
+
+vector_store_files = sa.Table(
+    "vector_store_files",
+    metadata,
+    # The `id` on the wire is the file's, which may be in many stores; `seq` names this row alone and is never given twice.
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("project_id", sa.Text, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    _vector_store_column(),
+    sa.Column("batch_id", sa.Text),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("usage_bytes", sa.BigInteger, nullable=False),
+    # The ingest task of the file: who works on it, until when, for which time; it is tried again not before `lease_until`.
+    sa.Column("lease_owner", sa.Text),
+    sa.Column("lease_until", sa.Float, nullable=False),
+    sa.Column("attempt", sa.BigInteger, nullable=False),
+    sa.Column("summary", sa.Text),
+    sa.Index("vector_store_files_once", "vector_store_id", "id", unique=True),
+    sa.Index("vector_store_files_in_order", "vector_store_id", "created_at", "seq"),
+    sa.Index("vector_store_files_of_batch", "batch_id"),
+    sa.Index("vector_store_files_of_file", "id"),
+    sqlite_autoincrement=True,
+)
+_is_ingesting_text = sa.text("status = 'in_progress'")
+sa.Index(
+    "vector_store_files_to_ingest",
+    vector_store_files.c.lease_until,
+    sqlite_where=_is_ingesting_text,
+    postgresql_where=_is_ingesting_text,
+)
+
+
+def _vector_store_file_column() -> sa.Column[object]:
+    return sa.Column("file_seq", sa.BigInteger, sa.ForeignKey("vector_store_files.seq", ondelete="CASCADE"), nullable=False)
+
+
+# One row for each attribute; of the three values one is set. Filters of a search are conditions on these rows.
+vector_store_file_attributes = sa.Table(
+    "vector_store_file_attributes",
+    metadata,
+    _vector_store_file_column(),
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("text_value", sa.Text),
+    sa.Column("number_value", sa.Float),
+    sa.Column("boolean_value", sa.Boolean),
+    sa.PrimaryKeyConstraint("file_seq", "key"),
+    sqlite_with_rowid=False,
+)
+
+passages = sa.Table(
+    "passages",
+    metadata,
+    _vector_store_file_column(),
+    sa.Column("ordinal", sa.BigInteger, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    # Half-open, in code points of the parsed text.
+    sa.Column("start_index", sa.BigInteger, nullable=False),
+    sa.Column("end_index", sa.BigInteger, nullable=False),
+    # From 1; null for files without pages.
+    sa.Column("page", sa.BigInteger),
+    sa.PrimaryKeyConstraint("file_seq", "ordinal"),
+)
+
+# The searchable form of at most 8,192 passages of one file: vectors and postings as blobs. Written once, never changed.
+segments = sa.Table(
+    "segments",
+    metadata,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
+    _vector_store_column(),
+    _vector_store_file_column(),
+    sa.Column("first_ordinal", sa.BigInteger, nullable=False),
+    sa.Column("passage_count", sa.BigInteger, nullable=False),
+    # Which words postings are made of; a newer analyzer reads older segments as they were written.
+    sa.Column("analyzer", sa.BigInteger, nullable=False),
+    sa.Column("vectors", sa.LargeBinary, nullable=False),
+    sa.Column("postings", sa.LargeBinary, nullable=False),
+    sa.Index("segments_of_store", "vector_store_id", "seq"),
+    sa.Index("segments_of_file", "file_seq"),
+    sqlite_autoincrement=True,
+)

@@ -1,17 +1,20 @@
-"""The seam of the run queue. A queue carries run ids and nothing else: the run's row is the truth, and a lost id loses nothing,
-because the sweeper offers waiting runs again.
+"""The seam of the task queue. A queue carries ids and nothing else: the row is the truth, and a lost id loses nothing, because the
+sweepers offer again what waits.
 """
 
-from typing import Protocol
+from typing import Literal, Protocol
+
+TaskKind = Literal["run", "ingest"]
+"""What there is to do: execute a run (its id), or ingest a file into a vector store (the `seq` of its row)."""
 
 
-class RunQueue(Protocol):
-    """Tells workers that a run wants attention: it is new, continued, or being cancelled."""
+class TaskQueue(Protocol):
+    """Tells workers that a row wants attention: it is new, continued, or being cancelled."""
 
-    def put(self, run_id: str) -> None:
-        """Offer a run. Offering one twice, or one that needs nothing, does no harm."""
+    def put(self, kind: TaskKind, task_id: str) -> None:
+        """Offer a task. Offering one twice, or one that needs nothing, does no harm."""
         ...
 
-    async def get(self) -> str:
-        """The next run id, waiting until there is one."""
+    async def get(self, kind: TaskKind) -> str:
+        """The next task of this kind, waiting until there is one."""
         ...

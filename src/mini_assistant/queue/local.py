@@ -1,16 +1,19 @@
 """The queue of the embedded server: a hand-off inside the process."""
 
 import asyncio
+from typing import get_args
+
+from mini_assistant.queue.base import TaskKind
 
 
-class LocalRunQueue:
-    """An unbounded queue of short ids; runs that wait are bounded by the rows, and a restart sweeps them up."""
+class LocalTaskQueue:
+    """Unbounded queues of short ids; tasks that wait are bounded by the rows, and a restart sweeps them up."""
 
     def __init__(self) -> None:
-        self._waiting: asyncio.Queue[str] = asyncio.Queue()
+        self._waiting: dict[TaskKind, asyncio.Queue[str]] = {kind: asyncio.Queue() for kind in get_args(TaskKind)}
 
-    def put(self, run_id: str) -> None:
-        self._waiting.put_nowait(run_id)
+    def put(self, kind: TaskKind, task_id: str) -> None:
+        self._waiting[kind].put_nowait(task_id)
 
-    async def get(self) -> str:
-        return await self._waiting.get()
+    async def get(self, kind: TaskKind) -> str:
+        return await self._waiting[kind].get()

@@ -107,7 +107,7 @@ async def _start(
             raise
         active = await store.active_run_id_or_none(services, request.project_id, run.thread_id)
         raise RunStateConflict(f"Thread {run.thread_id} already has an active run {active}.") from exc
-    services.queue.put(run.id)
+    services.queue.put("run", run.id)
     return StartedRun(run, body, 0)
 
 
@@ -182,7 +182,7 @@ async def cancel_run(request: Request[object, object]) -> str:
             await store.transition_run(services, record, "cancelling", extra_statements=request.remember(body))
         except RunLost:
             continue  # it went on in between
-        services.queue.put(record.run.id)
+        services.queue.put("run", record.run.id)
         return body
 
 
@@ -215,7 +215,7 @@ async def submit_tool_outputs(request: Request[SubmitToolOutputs, object]) -> St
             saved = await store.transition_run(services, record, "queued", changes=changes, extra_statements=kept)
         except RunLost:
             continue  # cancelled, expired or answered in between
-        services.queue.put(record.run.id)
+        services.queue.put("run", record.run.id)
         return StartedRun(saved.run, body, record.version)
 
 

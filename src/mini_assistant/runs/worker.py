@@ -56,7 +56,7 @@ class Worker:
 
     async def _consume(self) -> None:
         while True:
-            self._offer(await self._services.queue.get())
+            self._offer(await self._services.queue.get("run"))
 
     def _offer(self, run_id: str) -> None:
         if self._is_stopping:
