@@ -1,7 +1,7 @@
 """Identifiers in the shapes the hosted API used.
 
-Source: recorded traffic; `asst_`, `thread_`, `msg_`, `run_`, `step_` and `call_` carry 24 letters or digits,
-request ids 32 lower-case hex digits.
+Source: recorded traffic; `asst_`, `thread_`, `msg_`, `run_`, `step_` and `call_` carry 24 letters or digits, `file-` 22;
+request ids and those of uploads and vector stores 32 lower-case hex digits.
 """
 
 import os
@@ -36,10 +36,29 @@ _entropy = _Entropy()
 
 def new_id(prefix: str) -> str:
     """A fresh id such as `run_` + 24 letters or digits, unguessable. `prefix` comes without the underscore."""
+    return f"{prefix}_{_letters()[:24]}"
+
+
+def new_file_id() -> str:
+    """A fresh `file-` id with 22 letters or digits, unguessable; its hyphen is no slip."""
+    return f"file-{_letters()[:22]}"
+
+
+def _letters() -> str:
     body = "".join([_LETTER_OF_BYTE[value] for value in _entropy.take(28)])
     while len(body) < 24:
         body += "".join([_LETTER_OF_BYTE[value] for value in _entropy.take(8)])
-    return f"{prefix}_{body[:24]}"
+    return body
+
+
+def new_hex_id(prefix: str) -> str:
+    """A fresh id such as `vs_` + 32 lower-case hex digits, unguessable. `prefix` comes without the underscore."""
+    return f"{prefix}_{_entropy.take(16).hex()}"
+
+
+def new_blob_key() -> str:
+    """A fresh name for bytes in the blob store: 32 lower-case hex digits. Clients never see it."""
+    return _entropy.take(16).hex()
 
 
 def new_request_id() -> str:

@@ -4,6 +4,7 @@ Errors of every kind end here, in the OpenAI envelope. What is not HTTP (lifespa
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import Any
@@ -11,14 +12,16 @@ from typing import Any
 import msgspec
 
 from mini_assistant.db.base import UniqueViolation
-from mini_assistant.errors import AppError, InvalidRequest, MethodNotAllowed, NotFound, StoreUnavailable, TooLarge
+from mini_assistant.errors import AppError, BackendError, InvalidRequest, MethodNotAllowed, NotFound, TooLarge
 from mini_assistant.events.base import Position
 from mini_assistant.http.auth import DEFAULT_PROJECT_ID, Authenticator
 from mini_assistant.http.connection import ABORT
-from mini_assistant.http.error_response import SERVER_ERROR, UNAVAILABLE, envelope, error_of
+from mini_assistant.http.download import OpenedDownload, open_download, send_download
+from mini_assistant.http.error_response import SERVER_ERROR, envelope, error_of, unavailable
 from mini_assistant.http.idempotency import IdempotentCall
-from mini_assistant.http.routing import Answer, Request, Route, RouteTable, RunStream, check_path_ids
-from mini_assistant.http.sse import OpenedStream, Receive, Send, open_run_stream, send_run_stream
+from mini_assistant.http.multipart import MultipartForm
+from mini_assistant.http.routing import Answer, Download, Request, Route, RouteTable, RunStream, check_path_ids
+from mini_assistant.http.sse import OpenedStream, Receive, Send, client_has_left, open_run_stream, send_run_stream
 from mini_assistant.http.validation import decode_body, decode_query
 from mini_assistant.ids import new_request_id
 from mini_assistant.runs.replay import last_seq
@@ -34,6 +37,7 @@ _STREAM_HEADERS = [
 ]
 # Official SDKs poll again after this long; an embedded run is usually done by then.
 _POLL_HEADER = (b"openai-poll-after-ms", b"500")
+_LINGER_SECONDS = 5.0
 
 
 class ClientLeft(Exception):
@@ -49,6 +53,7 @@ class _Exchange(msgspec.Struct):
     request_id: str
     started: float
     is_polled: bool = False
+    has_form: bool = False
 
 
 class Api:
@@ -70,19 +75,26 @@ class Api:
             if isinstance(answer, RunStream):
                 await self._stream(await open_run_stream(self._services, answer), exchange, send)
                 return
+            if isinstance(answer, Download):
+                await self._download(await open_download(self._services.blobs, answer, exchange.headers), exchange, send)
+                return
             body = answer if isinstance(answer, bytes) else answer.encode()
         except ClientLeft:
             return
         except AppError as exc:
-            status, body = exc.status, envelope(error_of(exc))
-        except StoreUnavailable as exc:
+            status, body = exc.status, envelope(error_of(exc), has_detail=_is_about_files(scope["path"]))
+        except BackendError as exc:
             log.error("request %s: %s", exchange.request_id, exc.message)
-            status, body = 503, envelope(UNAVAILABLE)
+            status, body = 503, envelope(unavailable(exc), has_detail=_is_about_files(scope["path"]))
         except Exception:
             log.exception("request %s: unexpected error", exchange.request_id)
-            status, body = 500, envelope(SERVER_ERROR)
+            status, body = 500, envelope(SERVER_ERROR, has_detail=_is_about_files(scope["path"]))
         elapsed_ms = int((time.perf_counter() - exchange.started) * 1000)
         await send({"type": "http.response.start", "status": status, "headers": _json_headers(exchange, status, body, elapsed_ms)})
+        if status == 413 and exchange.has_form:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+            await _take_the_rest(exchange)
+            body = b""
         await send({"type": "http.response.body", "body": body})
         if self._settings.request_log:
             log.info("%s %s %d %dms %s", scope["method"], scope["path"], status, elapsed_ms, exchange.request_id)
@@ -100,6 +112,23 @@ class Api:
             opened.subscription.close()
         if self._settings.request_log:
             log.info("%s %s stream ended %s", exchange.scope["method"], exchange.scope["path"], exchange.request_id)
+
+    async def _download(self, opened: OpenedDownload, exchange: _Exchange, send: Send) -> None:
+        elapsed_ms = int((time.perf_counter() - exchange.started) * 1000)
+        headers = [*opened.headers, *_answer_headers(exchange, elapsed_ms)]
+        is_whole = False
+        try:
+            await send({"type": "http.response.start", "status": opened.status, "headers": headers})
+            is_whole = await send_download(opened, exchange.receive, send, self._settings.stream_write_timeout_seconds)
+        except BackendError as exc:
+            log.error("request %s: %s", exchange.request_id, exc.message)
+        finally:
+            # The client was promised more bytes than it has got, and must not take what follows on the connection for them.
+            if not is_whole and ABORT in exchange.scope["state"]:
+                exchange.scope["state"][ABORT]()
+                await client_has_left(exchange.receive)
+        if self._settings.request_log:
+            log.info("%s %s %d %s", exchange.scope["method"], exchange.scope["path"], opened.status, exchange.request_id)
 
     async def _answer(self, exchange: _Exchange) -> Answer:
         scope, headers = exchange.scope, exchange.headers
@@ -121,10 +150,12 @@ class Api:
         body = None
         if route.body is not None:
             body = decode_body(self._decoders[route.body], b"{}" if route.body_optional and not raw else raw)
+        elif route.form is not None:
+            body = self._form(exchange, route.file_field)
         request: Request[Any, Any] = Request(self._services, project_id, parameters, body, query)
         if b"last-event-id" in headers:
             request.last_event_id = headers[b"last-event-id"].decode("latin-1")
-        if b"idempotency-key" in headers and method == "POST":
+        if b"idempotency-key" in headers and method == "POST" and route.form is None:
             key = headers[b"idempotency-key"].decode("latin-1")
             request.idempotent_call = IdempotentCall.of(project_id, key, path.encode("utf-8", "replace") + b"\n" + raw)
             return await self._answer_once(route, request, request.idempotent_call)
@@ -142,8 +173,24 @@ class Api:
                 if kept is None:
                     raise
         if kept.run_id is not None and kept.after_seq is not None and getattr(request.body, "stream", None):
-            return RunStream(kept.run_id, Position(kept.after_seq), last_seq=await last_seq(self._services, kept.run_id))
+            latest = await last_seq(self._services, kept.run_id)
+            shows_passages = bool(getattr(request.query, "include", None))
+            return RunStream(kept.run_id, Position(kept.after_seq), last_seq=latest, shows_passages=shows_passages)
         return kept.body
+
+    def _form(self, exchange: _Exchange, file_field: str) -> MultipartForm:
+        exchange.has_form = True
+        is_whole = False
+
+        async def receive() -> bytes | None:
+            nonlocal is_whole
+            if is_whole:
+                return None
+            message = await self._receive(exchange)
+            is_whole = not message.get("more_body")
+            return message["body"]
+
+        return MultipartForm(exchange.headers, file_field, receive)
 
     async def _read_body(self, exchange: _Exchange) -> bytes:
         """The whole body. Raises TooLarge as soon as it is known to be, and InvalidRequest when it stops arriving."""
@@ -173,13 +220,31 @@ class Api:
         return message
 
 
+async def _take_the_rest(exchange: _Exchange) -> None:
+    """Read on for a moment: most clients look for an answer when all is sent, and lose it when the connection is closed before."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_SECONDS):
+            while (await exchange.receive()).get("more_body"):
+                pass
+
+
+def _is_about_files(path: str) -> bool:
+    return path.removeprefix("/v1").startswith("/files")
+
+
+def _answer_headers(exchange: _Exchange, elapsed_ms: int) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"openai-version", b"2020-10-01"),
+        (b"x-request-id", exchange.request_id.encode()),
+        (b"openai-processing-ms", b"%d" % elapsed_ms),
+    ]
+
+
 def _json_headers(exchange: _Exchange, status: int, body: bytes, elapsed_ms: int) -> list[tuple[bytes, bytes]]:
     headers = [
         (b"content-type", b"application/json"),
-        (b"openai-version", b"2020-10-01"),
         (b"content-length", b"%d" % len(body)),
-        (b"x-request-id", exchange.request_id.encode()),
-        (b"openai-processing-ms", b"%d" % elapsed_ms),
+        *_answer_headers(exchange, elapsed_ms),
     ]
     if exchange.is_polled:
         headers.append(_POLL_HEADER)

@@ -10,6 +10,8 @@ from mini_assistant import __version__
 from mini_assistant.http.error_response import ErrorEnvelope
 from mini_assistant.http.routing import Request, Route
 
+_BINARY = "application/octet-stream"
+_BYTES = {"type": "string", "contentMediaType": _BINARY}
 _REF = "#/components/schemas/{name}"
 _ERRORS = {
     "400": "The request is wrong, or does not fit the state of the object",
@@ -24,14 +26,15 @@ def openapi_document(routes: Sequence[Route]) -> bytes:
     named: list[type] = [ErrorEnvelope]
     for route in routes:
         named += [kind for kind in (route.body, route.answer) if kind is not None and kind not in named]
-    queries = [route.query for route in routes if route.query is not None]
-    schemas, components = msgspec.json.schema_components([*named, *queries], ref_template=_REF)
-    reference = dict(zip([*named, *queries], schemas, strict=True))
+    # Written out where they are used, and not as schemas of their own.
+    inlined = [kind for route in routes for kind in (route.query, route.form) if kind is not None]
+    schemas, components = msgspec.json.schema_components([*named, *inlined], ref_template=_REF)
+    reference = dict(zip([*named, *inlined], schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, reference, components)
-    for query in queries:
-        components.pop(query.__name__, None)
+    for kind in inlined:
+        components.pop(_name_of(reference[kind]), None)
     return msgspec.json.encode(
         {
             "openapi": "3.1.0",
@@ -53,17 +56,24 @@ def _operation(route: Route, reference: dict[Any, Any], components: dict[str, An
         "operationId": route.name,
         "summary": route.summary,
         "tags": [route.path.strip("/").split("/")[0]],
-        "parameters": [*_path_parameters(route.path), *_query_parameters(route, components), *_header_parameters(route)],
+        "parameters": [*_path_parameters(route.path), *_query_parameters(route, reference, components), *_header_parameters(route)],
         "responses": {"200": {"description": "OK", "content": _content(route, reference)}},
     }
     if route.body is not None:
         content = {"application/json": {"schema": reference[route.body]}}
         operation["requestBody"] = {"required": not route.body_optional, "content": content}
+    if route.form is not None:
+        operation["requestBody"] = {
+            "required": True,
+            "content": _form_content(components[_name_of(reference[route.form])], route.file_field),
+        }
     if route.public:
         operation["security"] = []
     error = {"application/json": {"schema": reference[ErrorEnvelope]}}
     for status, description in _ERRORS.items():
         operation["responses"][status] = {"description": description, "content": error}
+    if route.downloads:
+        operation["responses"] |= _download_responses(error)
     return operation
 
 
@@ -73,7 +83,34 @@ def _content(route: Route, reference: dict[Any, Any]) -> dict[str, Any]:
         content["application/json"] = {"schema": reference[route.answer]}
     if route.streams:
         content["text/event-stream"] = {"schema": {"type": "string"}}
+    if route.downloads:
+        content[_BINARY] = {"schema": _BYTES}
     return content
+
+
+def _name_of(reference: dict[str, Any]) -> str:
+    """The name of a schema, which is longer than that of its type where two have the same."""
+    return reference["$ref"].rpartition("/")[2]
+
+
+def _form_content(fields: dict[str, Any], file_field: str) -> dict[str, Any]:
+    """The fields of a form, with its file first."""
+    schema = {
+        **fields,
+        "properties": {file_field: _BYTES, **fields["properties"]},
+        "required": [file_field, *fields["required"]],
+    }
+    # In a form, objects are written as `name[member]`.
+    encoding = {name: {"style": "deepObject", "explode": True} for name, kind in fields["properties"].items() if "anyOf" in kind}
+    return {"multipart/form-data": {"schema": schema, **({"encoding": encoding} if encoding else {})}}
+
+
+def _download_responses(error: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "206": {"description": "The part that `Range` asks for", "content": {_BINARY: {"schema": _BYTES}}},
+        "304": {"description": "The bytes are those that `If-None-Match` names"},
+        "416": {"description": "There are no bytes in the range", "content": error},
+    }
 
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:
@@ -81,11 +118,11 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
     return [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
 
 
-def _query_parameters(route: Route, components: dict[str, Any]) -> list[dict[str, Any]]:
+def _query_parameters(route: Route, reference: dict[Any, Any], components: dict[str, Any]) -> list[dict[str, Any]]:
     if route.query is None:
         return []
     parameters: list[dict[str, Any]] = []
-    for name, schema in components[route.query.__name__]["properties"].items():
+    for name, schema in components[_name_of(reference[route.query])]["properties"].items():
         is_list = schema.get("type") == "array"
         parameters.append({"name": f"{name}[]" if is_list else name, "in": "query", "required": False, "schema": _given(schema)})
     return parameters
@@ -100,10 +137,10 @@ def _given(schema: dict[str, Any]) -> dict[str, Any]:
 def _header_parameters(route: Route) -> list[dict[str, Any]]:
     text = {"type": "string"}
     parameters: list[dict[str, Any]] = []
-    if route.method == "POST":
+    if route.method == "POST" and route.form is None:
         parameters.append({"name": "Idempotency-Key", "in": "header", "required": False, "schema": {**text, "maxLength": 255}})
-    if route.name == "streamRunEvents":
-        parameters.append({"name": "Last-Event-ID", "in": "header", "required": False, "schema": text})
+    names = ["Last-Event-ID"] if route.name == "streamRunEvents" else ["Range", "If-Range", "If-None-Match"] if route.downloads else []
+    parameters += [{"name": name, "in": "header", "required": False, "schema": text} for name in names]
     return parameters
 
 

@@ -15,7 +15,16 @@ from mini_assistant.services import Services
 Body = TypeVar("Body", covariant=True)
 Query = TypeVar("Query", covariant=True)
 
-_PREFIX_OF_ID = {"assistant_id": "asst_", "thread_id": "thread_", "message_id": "msg_", "run_id": "run_", "step_id": "step_"}
+# Other ids may look like anything: what is not there is not found.
+_PREFIX_OF_ID = {
+    "assistant_id": "asst_",
+    "thread_id": "thread_",
+    "message_id": "msg_",
+    "run_id": "run_",
+    "step_id": "step_",
+    "vector_store_id": "vs_",
+    "batch_id": "vsfb_",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +32,8 @@ class RunStream:
     """An answer that is a stream of a run's events.
 
     after: where it begins; a delta counts within its attempt. last_seq: number of the run's last event so far.
-    resumable: whether frames carry ids. is_over: whether the run has stopped there.
+    resumable: whether frames carry ids. is_over: whether the run has stopped there. shows_passages: whether steps that have ended are
+    told with the passages that their searches have found.
     """
 
     run_id: str
@@ -32,10 +42,21 @@ class RunStream:
     attempt: int = 0
     resumable: bool = False
     is_over: bool = False
+    shows_passages: bool = False
 
 
-Answer = bytes | str | RunStream
-"""What a route gives back: JSON text, or a stream."""
+@dataclass(frozen=True, slots=True)
+class Download:
+    """An answer that is the bytes of a blob. sha256: lower-case hex. filename: what the client should call it."""
+
+    blob_key: str
+    size_bytes: int
+    sha256: str
+    filename: str
+
+
+Answer = bytes | str | RunStream | Download
+"""What a route gives back: JSON text, a stream, or bytes."""
 
 
 class Request(msgspec.Struct, Generic[Body, Query]):
@@ -64,6 +85,8 @@ class Route:
     """One operation of the API.
 
     body, query: structs, None when the operation takes none. body_optional: an empty body stands for `{}`.
+    form: the fields of a multipart body, whose file is the part `file_field`; the function then gets a MultipartForm as its body.
+    downloads: whether it answers with bytes.
     streams: whether `"stream": true` in the body, or the route itself, answers with events. public: served without a key.
     polled: whether SDKs ask again and again until the object has come to an end.
     """
@@ -77,6 +100,9 @@ class Route:
     body: type[msgspec.Struct] | None = None
     query: type[msgspec.Struct] | None = None
     body_optional: bool = False
+    form: type[msgspec.Struct] | None = None
+    file_field: str = "file"
+    downloads: bool = False
     streams: bool = False
     public: bool = False
     polled: bool = False
@@ -124,7 +150,7 @@ class RouteTable:
 def check_path_ids(path: dict[str, str]) -> None:
     """Raise InvalidRequest when an id in the path has the wrong shape. Source: behaviour §1.4."""
     for name, value in path.items():
-        if not value.startswith(_PREFIX_OF_ID[name]):
+        if not value.startswith(_PREFIX_OF_ID.get(name, "")):
             check_id(name, value)
 
 

@@ -15,7 +15,7 @@ from mini_assistant.events.base import PositionLost, StreamEvent, Subscription
 from mini_assistant.http.error_response import ErrorBody, error_frame
 from mini_assistant.http.routing import RunStream
 from mini_assistant.runs.events import DONE_FRAME, STOPS, frame
-from mini_assistant.runs.replay import events_before
+from mini_assistant.runs.replay import events_before, with_passages
 from mini_assistant.services import Services
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -57,7 +57,7 @@ async def send_run_stream(services: Services, opened: OpenedStream, receive: Rec
     """
     sender = _Sender(services, opened, send)
     sending = asyncio.ensure_future(sender.send_events())
-    leaving = asyncio.ensure_future(_client_has_left(receive))
+    leaving = asyncio.ensure_future(client_has_left(receive))
     watching = asyncio.ensure_future(sender.watch())
     tasks = (sending, leaving, watching)
     try:
@@ -73,7 +73,8 @@ async def send_run_stream(services: Services, opened: OpenedStream, receive: Rec
     return not sender.is_stuck
 
 
-async def _client_has_left(receive: Receive) -> None:
+async def client_has_left(receive: Receive) -> None:
+    """Returns when the client of a request whose body has been read closes the connection."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -82,6 +83,7 @@ class _Sender:
     """One client's stream while it is sent. Time is watched from beside it, so that an event costs no timer."""
 
     def __init__(self, services: Services, opened: OpenedStream, send: Send) -> None:
+        self._services = services
         self._settings = services.settings
         self._opened = opened
         self._send = send
@@ -99,6 +101,8 @@ class _Sender:
         try:
             events = self._opened.earlier or await subscription.next()
             while True:
+                if stream.shows_passages:
+                    events = await with_passages(self._services, stream.run_id, events)
                 stop = _first_stop(events)
                 if stop is not None and stream.resumable:
                     # A run that was continued has stopped before: only a stop that nothing follows is the end.
