@@ -30,13 +30,24 @@ class RequestedToolCall(msgspec.Struct, frozen=True):
     arguments: str
 
 
+class SourcePassage(msgspec.Struct, frozen=True):
+    """A passage of a file that a search has found. `marker` is how an answer cites it."""
+
+    marker: str
+    text: str
+
+
 class ChatMessage(msgspec.Struct, frozen=True):
-    """One message of a prompt. `tool_call_id` is set exactly when `role` is `tool`."""
+    """One message of a prompt. `tool_call_id` is set exactly when `role` is `tool`.
+
+    passages: what the content of a search's output is made of, the best first, for a provider that would not read it as a text.
+    """
 
     role: Literal["system", "user", "assistant", "tool"]
     content: tuple[TextPart | ImagePart, ...] | str
     tool_calls: tuple[RequestedToolCall, ...] = ()
     tool_call_id: str | None = None
+    passages: tuple[SourcePassage, ...] = ()
 
 
 class ToolDefinition(msgspec.Struct, frozen=True):
@@ -120,12 +131,13 @@ class Capabilities(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     context_window_tokens: prompt and answer together; None when unknown, then nothing is cut for it.
     completion_tokens_max: the longest answer that may be asked for; None when unknown.
+    tools: `hosted` when only the server's own tools may be offered, and no functions of the client.
     max_tokens_parameter: the name under which the endpoint takes the limit of an answer.
     """
 
     context_window_tokens: int | None = None
     completion_tokens_max: int | None = None
-    tools: bool = True
+    tools: bool | Literal["hosted"] = True
     parallel_tool_calls: bool = True
     images: bool = True
     json_schema: bool = True

@@ -21,6 +21,7 @@ import msgspec
 from mini_assistant.errors import ModelError
 from mini_assistant.models.base import Capabilities, ChatDelta, ChatRequest
 from mini_assistant.models.builtin_process import MODEL_NAME, Failed, Ready, ServeOrder
+from mini_assistant.models.builtin_quotes import quoted_answer_or_none
 from mini_assistant.models.openai_compatible import OpenAICompatible
 from mini_assistant.models.provider_limits import ProviderLimits, limits_of
 from mini_assistant.settings import Settings
@@ -39,11 +40,11 @@ _log = logging.getLogger(__name__)
 
 
 def builtin_capabilities(settings: Settings) -> Capabilities:
-    """What the built-in model can do: text, and JSON by a grammar. It is offered no tools."""
+    """What the built-in model can do: text, JSON by a grammar, and file_search by quoting (`builtin_quotes.py`). No functions."""
     return Capabilities(
         context_window_tokens=settings.builtin_context_tokens,
         completion_tokens_max=_completion_tokens_max(settings),
-        tools=False,
+        tools="hosted",
         parallel_tool_calls=False,
         images=False,
         reasoning_effort=False,
@@ -69,7 +70,12 @@ class BuiltinModel:
 
     async def stream(self, request: ChatRequest, capabilities: Capabilities) -> AsyncGenerator[list[ChatDelta], None]:
         """As `ChatProvider.stream`. When the process dies before the first delta, a new one is asked once."""
-        request = _with_own_sampling(request)
+        quoted = quoted_answer_or_none(request)
+        if quoted is not None:
+            for deltas in quoted:
+                yield deltas
+            return
+        request = msgspec.structs.replace(_with_own_sampling(request), tools=())  # the model cannot call any
         for is_last_attempt in (False, True):
             model = await self._running()
             has_begun = False

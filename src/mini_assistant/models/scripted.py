@@ -7,6 +7,8 @@ ready and ends on SIGTERM. The language of scripts, and the reply without a rule
 It keeps to the limits and choices of a request: `max_tokens` and `max_completion_tokens` count pieces,
 `stream: false` answers one JSON completion, and a conversation whose tool calls and results do not match is refused
 with 400, as the hosted API did.
+
+`/v1/embeddings` and `/v1/rerank` are answered too, by the words of the texts: see `scripted_retrieval.py`.
 """
 
 import argparse
@@ -42,6 +44,7 @@ from mini_assistant.models.script import (
     message_text,
     words,
 )
+from mini_assistant.models.scripted_retrieval import embedding_answer, rerank_answer
 
 _REQUEST_BYTES_MAX = 64 * 1024 * 1024
 _REQUESTS_KEPT_MAX = 1000
@@ -183,6 +186,8 @@ class ScriptedEndpoint:
         application = web.Application(client_max_size=_REQUEST_BYTES_MAX)
         application.router.add_post("/v1/chat/completions", self._complete)
         application.router.add_get("/v1/models", self._list_models)
+        application.router.add_post("/v1/embeddings", _embed)
+        application.router.add_post("/v1/rerank", _rerank)
         # A handler is cancelled when its client leaves, which is how a stalled answer ends.
         self._runner = web.AppRunner(application, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
 
@@ -259,6 +264,14 @@ class ScriptedEndpoint:
             if not changed.done():
                 changed.set_result(None)
         self._waiting.clear()
+
+
+async def _embed(http_request: web.Request) -> web.Response:
+    return web.json_response(embedding_answer(msgspec.json.decode(await http_request.read())))
+
+
+async def _rerank(http_request: web.Request) -> web.Response:
+    return web.json_response(rerank_answer(msgspec.json.decode(await http_request.read())))
 
 
 async def _play(response: web.StreamResponse, frames: list[tuple[float, bytes]]) -> None:
