@@ -3,13 +3,14 @@
 Source: behaviour §1.7. `after` and `before` are object ids; `has_more` speaks of the direction in which the cursor leads.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
 
-from mini_assistant.db.base import Bound, Database, Query
+from mini_assistant.db.base import Bound, Database, Query, Row
 from mini_assistant.db.tables import deleted_cursors
 from mini_assistant.errors import NotFound
 
@@ -36,18 +37,33 @@ class Listing:
     """The list of one kind of object.
 
     scope: the columns that every query fixes (`project_id`, and the parent's id). noun: as in `No message found with id ...`.
+    condition: what else holds for every row; the values of its parameters come with the scope's.
+    columns: what an item's JSON is made of; the body alone is the JSON itself. parent: the column of the scope without which an id
+    names no single object; places of deleted ones are then kept as `<parent>/<id>`.
     """
 
-    def __init__(self, table: sa.Table, scope: Sequence[str], noun: str) -> None:
+    def __init__(
+        self,
+        table: sa.Table,
+        scope: Sequence[str],
+        noun: str,
+        condition: sa.ColumnElement[bool] | None = None,
+        *,
+        columns: Sequence[str] = ("body",),
+        parent: str | None = None,
+    ) -> None:
         self._table = table
         self._scope = tuple(scope)
         self._noun = noun
+        self._condition = condition
+        self._columns = [table.c[name] for name in columns]
+        self._parent = parent
         self._queries: dict[_Shape, Query] = {}
         self._place = Query(
             sa.union_all(
                 sa.select(table.c.created_at, table.c.seq).where(table.c.id == sa.bindparam("id"), *self._conditions(self._scope)),
                 sa.select(deleted_cursors.c.created_at, deleted_cursors.c.seq).where(
-                    deleted_cursors.c.id == sa.bindparam("id"), deleted_cursors.c.project_id == sa.bindparam("project_id")
+                    deleted_cursors.c.id == sa.bindparam("deleted_id"), deleted_cursors.c.project_id == sa.bindparam("project_id")
                 ),
             )
         )
@@ -70,10 +86,19 @@ class Listing:
         """Keeps where an object stands that is about to be deleted, so that clients may delete while they page."""
         return self._keep_place(object_id=object_id, project_id=project_id, now_seconds=now)
 
-    async def page(self, db: Database, page: Page, scope: dict[str, Any], filters: dict[str, Any] | None = None) -> str:
+    async def page(
+        self,
+        db: Database,
+        page: Page,
+        scope: dict[str, Any],
+        filters: dict[str, Any] | None = None,
+        *,
+        render: Callable[[Row], str] | None = None,
+    ) -> str:
         """A page as wire JSON.
 
-        scope: values of the scope's columns. filters: further columns that must equal a value.
+        scope: values of the scope's columns. filters: further columns that must equal a value. render: makes an item's JSON of its
+        columns; None when the one column is it.
         Raises NotFound when a cursor was never an object of this list.
         """
         filters = filters or {}
@@ -92,10 +117,12 @@ class Listing:
         rows = await db.read(self._query(shape)(**values))
         has_more = len(rows) > page.limit
         rows = rows[: page.limit]
-        return list_json(rows[::-1] if is_backward else rows, has_more)
+        items = [(row[0], row[1] if render is None else render(row[1:])) for row in rows]
+        return list_json(items[::-1] if is_backward else items, has_more)
 
     async def _place_of(self, db: Database, cursor: str, scope: dict[str, Any]) -> tuple[int, int]:
-        rows = await db.read(self._place(id=cursor, **scope))
+        deleted_id = cursor if self._parent is None else f"{scope[self._parent]}/{cursor}"
+        rows = await db.read(self._place(id=cursor, deleted_id=deleted_id, **scope))
         if not rows:
             raise NotFound(f"No {self._noun} found with id '{cursor[:100]}'.")
         return rows[0][0], rows[0][1]
@@ -110,6 +137,8 @@ class Listing:
         columns = self._table.c
         place = sa.tuple_(columns.created_at, columns.seq)
         conditions = self._conditions((*self._scope, *shape.filters))
+        if self._condition is not None:
+            conditions.append(self._condition)
         # Read in the direction of the rows: past `after`, and not as far as `before`. Backward reads have only `before`, behind them.
         is_backward = shape.has_before and not shape.has_after
         for name, is_given, is_past in (("after", shape.has_after, True), ("before", shape.has_before, is_backward)):
@@ -120,7 +149,7 @@ class Listing:
                 conditions.append(place > cursor if shape.is_ascending == is_past else place < cursor)
         order = (columns.created_at.asc(), columns.seq.asc()) if shape.is_ascending else (columns.created_at.desc(), columns.seq.desc())
         return Query(
-            sa.select(columns.id, columns.body).where(*conditions).order_by(*order).limit(sa.bindparam("row_limit", type_=sa.Integer))
+            sa.select(columns.id, *self._columns).where(*conditions).order_by(*order).limit(sa.bindparam("row_limit", type_=sa.Integer))
         )
 
     def _conditions(self, names: Sequence[str]) -> list[sa.ColumnElement[bool]]:
@@ -141,6 +170,7 @@ def list_json(rows: Sequence[tuple[str, str]], has_more: bool) -> str:
     )
 
 
+@functools.cache  # one type for each kind, however many lists of it there are
 def list_schema(item: type[msgspec.Struct]) -> type[msgspec.Struct]:
     """The type of a list of `item`, for `/openapi.json`."""
     return msgspec.defstruct(

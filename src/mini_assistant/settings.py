@@ -142,6 +142,8 @@ class Settings:
     file_summaries: str = _setting(
         "auto", "Summaries of files: auto (by the model when a real one is configured), extractive (without a model), or off."
     )
+    summary_model: str = _setting("", "Model that writes them; empty: that of the alias `*`, or the first real one of `[models]`.")
+    summary_timeout_seconds: float = _setting(30.0, "Longest wait for one; after it an extract stands in.", minimum=0.1)
     file_search_tokens_max: int = _setting(16_000, "Tokens of passages that one search gives to the model.", minimum=100)
     file_search_wait_seconds: float = _setting(60.0, "How long a run waits for files of its thread that are still ingested.", minimum=0.0)
 

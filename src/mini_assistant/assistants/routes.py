@@ -12,23 +12,38 @@ from mini_assistant.assistants.schema import (
     Deleted,
     ModifyAssistant,
     Tool,
+    ToolResources,
     echoed_resources,
     echoed_tools,
 )
-from mini_assistant.assistants.tool_resources import check_resources
-from mini_assistant.db.base import GuardFailed
+from mini_assistant.assistants.tool_resources import check_resources, new_resources, note_code_files
+from mini_assistant.db.base import Bound, GuardFailed
 from mini_assistant.http.routing import Request, Route
 from mini_assistant.ids import new_id
 from mini_assistant.models.checks import check_model
 from mini_assistant.pagination import Page, list_schema
+from mini_assistant.services import Services
+from mini_assistant.vector_stores.commands import RowsChanged, write_with_files
 
 
 async def create_assistant(request: Request[CreateAssistant, None]) -> str:
-    services, body = request.services, request.body
-    check_model(services.models, body.model)
-    check_resources(body.tool_resources)
+    services = request.services
+    check_model(services.models, request.body.model)
+    while True:
+        prepared = await new_resources(services, request.project_id, request.body.tool_resources)
+        assistant = _new_assistant(services, request.body, prepared.resources)
+        answer = msgspec.json.encode(assistant).decode()
+        rows = [store.insert(request.project_id, assistant, answer), *_files_of(request.project_id, assistant)]
+        try:
+            await write_with_files(services, [*prepared.statements, *rows, *request.remember(answer)])
+        except RowsChanged:
+            continue  # one of the files was deleted in between
+        return answer
+
+
+def _new_assistant(services: Services, body: CreateAssistant, resources: ToolResources) -> Assistant:
     tools = echoed_tools(body.tools)
-    assistant = Assistant(
+    return Assistant(
         id=new_id("asst"),
         created_at=services.now(),
         name=body.name,
@@ -36,16 +51,17 @@ async def create_assistant(request: Request[CreateAssistant, None]) -> str:
         model=body.model,
         instructions=body.instructions,
         tools=tools,
-        tool_resources=echoed_resources(body.tool_resources, tools),
+        tool_resources=echoed_resources(resources, tools),
         metadata=body.metadata or {},
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
         reasoning_effort=body.reasoning_effort,
         response_format="auto" if body.response_format is None else body.response_format,
     )
-    answer = msgspec.json.encode(assistant).decode()
-    await services.db.write([store.insert(request.project_id, assistant, answer), *request.remember(answer)])
-    return answer
+
+
+def _files_of(project_id: str, assistant: Assistant) -> list[Bound]:
+    return note_code_files(project_id, assistant.id, assistant.tool_resources)
 
 
 async def list_assistants(request: Request[None, Page]) -> str:
@@ -61,12 +77,14 @@ async def modify_assistant(request: Request[ModifyAssistant, None]) -> str:
     if body.model is not UNSET:
         check_model(services.models, body.model)
     if body.tool_resources is not UNSET:
-        check_resources(body.tool_resources)
+        await check_resources(services, request.project_id, body.tool_resources)
     while True:
         seen = await store.get_json(services, request.project_id, assistant_id)
-        answer = msgspec.json.encode(_modified(store.decode(seen), body)).decode()
+        changed = _modified(store.decode(seen), body)
+        answer = msgspec.json.encode(changed).decode()
+        replaced = store.replace(request.project_id, assistant_id, seen, answer)
         try:
-            await services.db.write([store.replace(request.project_id, assistant_id, seen, answer)])
+            await services.db.write([replaced, *_files_of(request.project_id, changed)])
         except GuardFailed:
             continue  # somebody else changed it in between: apply this change to theirs
         return answer

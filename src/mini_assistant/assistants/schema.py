@@ -66,6 +66,38 @@ class CodeInterpreterTool(msgspec.Struct, tag_field="type", tag="code_interprete
 Tool = CodeInterpreterTool | FileSearchTool | FunctionTool
 
 
+class ChunkSize(msgspec.Struct, forbid_unknown_fields=True):
+    """How a file's text is cut into passages. The overlap is at most half of the size."""
+
+    max_chunk_size_tokens: Annotated[int, Meta(ge=100, le=4096)]
+    chunk_overlap_tokens: Annotated[int, Meta(ge=0)]
+
+    def __post_init__(self) -> None:
+        if self.chunk_overlap_tokens * 2 > self.max_chunk_size_tokens:
+            raise ValueError("Invalid 'chunk_overlap_tokens': it must not be more than half of 'max_chunk_size_tokens'.")
+
+
+class AutoChunking(msgspec.Struct, tag_field="type", tag="auto", forbid_unknown_fields=True):
+    """`{"type": "auto"}`: the default size."""
+
+
+class StaticChunking(msgspec.Struct, tag_field="type", tag="static", forbid_unknown_fields=True):
+    """`{"type": "static", "static": {...}}`, the same in requests and answers."""
+
+    static: ChunkSize
+
+
+ChunkingStrategyInput = AutoChunking | StaticChunking
+
+
+class NewVectorStore(msgspec.Struct, forbid_unknown_fields=True):
+    """A vector store that is made together with an assistant or a thread."""
+
+    file_ids: list[ObjectId] | None = None
+    chunking_strategy: ChunkingStrategyInput | None = None
+    metadata: Metadata | None = None
+
+
 class CodeInterpreterResources(msgspec.Struct, forbid_unknown_fields=True):
     """Files that the code can read."""
 
@@ -83,6 +115,20 @@ class ToolResources(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
 
     code_interpreter: CodeInterpreterResources | UnsetType = UNSET
     file_search: FileSearchResources | UnsetType = UNSET
+
+
+class NewFileSearchResources(msgspec.Struct, forbid_unknown_fields=True):
+    """The vector store that is searched: one that there is, or one to be made."""
+
+    vector_store_ids: Annotated[list[ObjectId], Meta(max_length=1)] | UnsetType = UNSET
+    vector_stores: Annotated[list[NewVectorStore], Meta(max_length=1)] | UnsetType = UNSET
+
+
+class NewToolResources(msgspec.Struct, forbid_unknown_fields=True):
+    """Tool resources as a creation takes them. Answers show them as `ToolResources`."""
+
+    code_interpreter: CodeInterpreterResources | UnsetType = UNSET
+    file_search: NewFileSearchResources | UnsetType = UNSET
 
 
 class TextFormat(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
@@ -119,7 +165,7 @@ class CreateAssistant(msgspec.Struct, forbid_unknown_fields=True):
     description: Description | None = None
     instructions: Instructions | None = None
     tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
-    tool_resources: ToolResources | None = None
+    tool_resources: NewToolResources | None = None
     metadata: Metadata | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
@@ -166,7 +212,7 @@ class Deleted(msgspec.Struct):
     """What a deletion answers."""
 
     id: str
-    object: Literal["assistant.deleted", "thread.deleted", "thread.message.deleted"]
+    object: Literal["assistant.deleted", "thread.deleted", "thread.message.deleted", "vector_store.deleted", "vector_store.file.deleted"]
     deleted: bool = True
 
 

@@ -205,6 +205,13 @@ vector_stores = sa.Table(
     sa.Index("vector_stores_in_order", "project_id", "created_at", "seq"),
     sqlite_autoincrement=True,
 )
+_is_indexed_and_expires_text = sa.text("embedder IS NOT NULL AND expires_at IS NOT NULL")
+sa.Index(
+    "vector_stores_by_expiry",
+    vector_stores.c.expires_at,
+    sqlite_where=_is_indexed_and_expires_text,
+    postgresql_where=_is_indexed_and_expires_text,
+)
 
 
 def _vector_store_column() -> sa.Column[object]:
@@ -242,6 +249,8 @@ vector_store_files = sa.Table(
     sa.Column("lease_until", sa.Float, nullable=False),
     sa.Column("attempt", sa.BigInteger, nullable=False),
     sa.Column("summary", sa.Text),
+    # The JSON of the body's last member, which clients change while the ingest task changes the others.
+    sa.Column("attributes", sa.Text, nullable=False),
     sa.Index("vector_store_files_once", "vector_store_id", "id", unique=True),
     sa.Index("vector_store_files_in_order", "vector_store_id", "created_at", "seq"),
     sa.Index("vector_store_files_of_batch", "batch_id"),
@@ -260,6 +269,16 @@ sa.Index(
 def _vector_store_file_column() -> sa.Column[object]:
     return sa.Column("file_seq", sa.BigInteger, sa.ForeignKey("vector_store_files.seq", ondelete="CASCADE"), nullable=False)
 
+
+# Which assistants and threads may list a file for code_interpreter: at least those that do, so that a deleted file finds its lists.
+code_file_owners = sa.Table(
+    "code_file_owners",
+    metadata,
+    sa.Column("file_id", sa.Text, primary_key=True),
+    sa.Column("owner_id", sa.Text, primary_key=True),
+    sa.Column("project_id", sa.Text, nullable=False),
+    sqlite_with_rowid=False,
+)
 
 # One row for each attribute; of the three values one is set. Filters of a search are conditions on these rows.
 vector_store_file_attributes = sa.Table(
@@ -286,6 +305,16 @@ passages = sa.Table(
     # From 1; null for files without pages.
     sa.Column("page", sa.BigInteger),
     sa.PrimaryKeyConstraint("file_seq", "ordinal"),
+)
+
+# What a file is about, as a vector of its summary: f16, little-endian. Files whose summary is near to a query are preferred.
+summary_vectors = sa.Table(
+    "summary_vectors",
+    metadata,
+    sa.Column(
+        "file_seq", sa.BigInteger, sa.ForeignKey("vector_store_files.seq", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    ),
+    sa.Column("vector", sa.LargeBinary, nullable=False),
 )
 
 # The searchable form of at most 8,192 passages of one file: vectors and postings as blobs. Written once, never changed.

@@ -4,7 +4,7 @@ import msgspec
 from msgspec import UNSET
 
 from mini_assistant.assistants.schema import Deleted, ToolResources
-from mini_assistant.assistants.tool_resources import check_resources
+from mini_assistant.assistants.tool_resources import check_resources, note_code_files
 from mini_assistant.db.base import GuardFailed
 from mini_assistant.errors import RunStateConflict
 from mini_assistant.http.routing import Request, Route, check_id
@@ -12,6 +12,7 @@ from mini_assistant.pagination import EMPTY_LIST, Page, list_schema
 from mini_assistant.runs.store import active_run_id_or_none
 from mini_assistant.threads import commands, store
 from mini_assistant.threads.schema import CreateMessage, CreateThread, Message, ModifyMessage, ModifyThread, Thread
+from mini_assistant.vector_stores.commands import RowsChanged, write_with_files
 
 
 class MessagePage(Page, frozen=True):
@@ -21,16 +22,13 @@ class MessagePage(Page, frozen=True):
 
 
 async def create_thread(request: Request[CreateThread, None]) -> str:
-    thread, messages = commands.new_thread(request.services, request.project_id, request.body)
-    answer = msgspec.json.encode(thread).decode()
-    await request.services.db.write(
-        [
-            store.insert_thread(request.project_id, thread, answer),
-            *commands.insert_messages(request.project_id, messages),
-            *request.remember(answer),
-        ]
-    )
-    return answer
+    while True:
+        new = await commands.new_thread(request.services, request.project_id, request.body)
+        try:
+            await write_with_files(request.services, [*new.statements, *request.remember(new.body)])
+        except RowsChanged:
+            continue  # one of its files or its vector store has changed in between
+        return new.body
 
 
 async def list_threads(request: Request[None, Page]) -> str:
@@ -44,7 +42,7 @@ async def get_thread(request: Request[None, None]) -> str:
 async def modify_thread(request: Request[ModifyThread, None]) -> str:
     services, thread_id, body = request.services, request.path["thread_id"], request.body
     if body.tool_resources is not UNSET:
-        check_resources(body.tool_resources)
+        await check_resources(services, request.project_id, body.tool_resources)
     while True:
         seen = await store.get_thread_json(services, request.project_id, thread_id)
         thread = store.decode_thread(seen)
@@ -53,8 +51,9 @@ async def modify_thread(request: Request[ModifyThread, None]) -> str:
         if body.tool_resources is not UNSET:
             thread.tool_resources = body.tool_resources or ToolResources()
         answer = msgspec.json.encode(thread).decode()
+        replaced = store.replace_thread(request.project_id, thread_id, seen, answer)
         try:
-            await services.db.write([store.replace_thread(request.project_id, thread_id, seen, answer)])
+            await services.db.write([replaced, *note_code_files(request.project_id, thread_id, thread.tool_resources)])
         except GuardFailed:
             continue  # somebody else changed it in between: apply this change to theirs
         return answer
@@ -70,23 +69,27 @@ async def delete_thread(request: Request[None, None]) -> str:
 
 async def create_message(request: Request[CreateMessage, None]) -> str:
     services, thread_id = request.services, request.path["thread_id"]
+    await commands.check_message_files(services, request.project_id, [request.body])
     message = commands.new_message(services, thread_id, request.body)
     answer = msgspec.json.encode(message).decode()
-    try:
-        await services.db.write(
-            [
-                store.require_thread(request.project_id, thread_id),
-                store.require_unlocked_thread(thread_id),
-                store.insert_message(request.project_id, message),
-                *request.remember(answer),
-            ]
-        )
-    except GuardFailed as exc:
-        if exc.guard == "thread":
-            raise store.thread_not_found(thread_id) from exc
-        run_id = await active_run_id_or_none(services, request.project_id, thread_id)
-        raise RunStateConflict(f"Can't add messages to {thread_id} while a run {run_id} is active.") from exc
-    return answer
+    while True:
+        statements = [
+            store.require_thread(request.project_id, thread_id),
+            store.require_unlocked_thread(thread_id),
+            *await commands.attach_to_thread(services, request.project_id, thread_id, [message]),
+            store.insert_message(request.project_id, message),
+            *request.remember(answer),
+        ]
+        try:
+            await write_with_files(services, statements)
+        except RowsChanged:
+            continue  # the thread or its vector store has changed in between: attach to it as it is now
+        except GuardFailed as exc:
+            if exc.guard == "thread":
+                raise store.thread_not_found(thread_id) from exc
+            run_id = await active_run_id_or_none(services, request.project_id, thread_id)
+            raise RunStateConflict(f"Can't add messages to {thread_id} while a run {run_id} is active.") from exc
+        return answer
 
 
 async def list_messages(request: Request[None, MessagePage]) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from mini_assistant.assistants.schema import CodeInterpreterTool, Metadata, ObjectId, ToolResources
+from mini_assistant.assistants.schema import CodeInterpreterTool, Metadata, NewToolResources, ObjectId, ToolResources
 
 MESSAGE_TEXT_CHARACTERS_MAX = 256_000
 ImageDetail = Literal["auto", "low", "high"]
@@ -83,7 +83,7 @@ class CreateThread(msgspec.Struct, forbid_unknown_fields=True):
     """Body of `POST /threads`; may be absent."""
 
     messages: Annotated[list[CreateMessage], Meta(max_length=10_000)] | None = None
-    tool_resources: ToolResources | None = None
+    tool_resources: NewToolResources | None = None
     metadata: Metadata | None = None
 
 

@@ -75,7 +75,23 @@ def upgrade() -> None:
         sa.UniqueConstraint("id"),
         sqlite_autoincrement=True,
     )
+    op.create_index(
+        "vector_stores_by_expiry",
+        "vector_stores",
+        ["expires_at"],
+        unique=False,
+        sqlite_where=sa.text("embedder IS NOT NULL AND expires_at IS NOT NULL"),
+        postgresql_where=sa.text("embedder IS NOT NULL AND expires_at IS NOT NULL"),
+    )
     op.create_index("vector_stores_in_order", "vector_stores", ["project_id", "created_at", "seq"], unique=False)
+    op.create_table(
+        "code_file_owners",
+        sa.Column("file_id", sa.Text(), nullable=False),
+        sa.Column("owner_id", sa.Text(), nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("file_id", "owner_id"),
+        sqlite_with_rowid=False,
+    )
     op.create_table(
         "upload_parts",
         sa.Column("seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -124,6 +140,7 @@ def upgrade() -> None:
         sa.Column("lease_until", sa.Float(), nullable=False),
         sa.Column("attempt", sa.BigInteger(), nullable=False),
         sa.Column("summary", sa.Text(), nullable=True),
+        sa.Column("attributes", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(["vector_store_id"], ["vector_stores.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("seq"),
         sqlite_autoincrement=True,
@@ -150,6 +167,13 @@ def upgrade() -> None:
         sa.Column("page", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(["file_seq"], ["vector_store_files.seq"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("file_seq", "ordinal"),
+    )
+    op.create_table(
+        "summary_vectors",
+        sa.Column("file_seq", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("vector", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(["file_seq"], ["vector_store_files.seq"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("file_seq"),
     )
     op.create_table(
         "segments",

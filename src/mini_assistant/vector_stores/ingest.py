@@ -1,0 +1,200 @@
+"""How a file becomes searchable, from top to bottom: bytes -> text -> passages -> vectors -> summary -> one write.
+
+`ingest_file` is called by the ingest worker with a file that it has claimed. Nothing is written before the end, and the last write
+holds everything or nothing: after a kill the file is ingested again, and no passage is there twice.
+"""
+
+import asyncio
+import contextlib
+import logging
+import shutil
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import sqlalchemy as sa
+
+from mini_assistant.db.base import Bound, GuardFailed, Query
+from mini_assistant.db.tables import summary_vectors, vector_stores
+from mini_assistant.files.store import FileRecord as UploadedFile
+from mini_assistant.files.store import get_file_or_none
+from mini_assistant.models.embeddings.base import Vectors
+from mini_assistant.models.tokens import count_tokens
+from mini_assistant.services import Services
+from mini_assistant.vector_stores.chunking import chunk_document
+from mini_assistant.vector_stores.indexes.base import Passage, StoreScope
+from mini_assistant.vector_stores.parsers.base import ParsedDocument, ParseFailed
+from mini_assistant.vector_stores.schema import VectorStoreFileError
+from mini_assistant.vector_stores.store import FileRecord, end_file, pin_embedder
+from mini_assistant.vector_stores.summaries import summary_of_file_or_none
+
+log = logging.getLogger("mini_assistant.ingest")
+
+INTERNAL_ERROR = "An internal error occurred."
+"""What the owner of a file is told of a failure that is nobody's business outside. Source: behaviour §6."""
+
+_TOO_LARGE = "The file could not be parsed because it is too large."
+_NO_TEXT = "The file could not be parsed. It has no text."
+
+_COPIES_FOLDER = "ingest"
+_CHARACTERS_PER_COUNT = 100_000
+_TOKENS_PER_CHARACTER_MAX = 4  # a token has at least one byte of UTF-8
+# Enough for an embedder to be busy with, few enough that a file that is cancelled is soon left alone.
+_PASSAGES_PER_CALL = 256
+
+_select_embedder = Query(
+    sa.select(vector_stores.c.embedder).where(
+        vector_stores.c.id == sa.bindparam("vector_store_id"), vector_stores.c.project_id == sa.bindparam("project_id")
+    )
+)
+_delete_summary_vector = Query(sa.delete(summary_vectors).where(summary_vectors.c.file_seq == sa.bindparam("file_seq")))
+_insert_summary_vector = Query.insert_into(summary_vectors)
+
+
+async def ingest_file(services: Services, record: FileRecord) -> None:
+    """Make a claimed file findable, or record why it cannot be.
+
+    Nothing is written when the file was cancelled, detached or deleted meanwhile, or is another worker's now.
+    Raises BackendError for what may work later; the row is untouched then.
+    """
+    try:
+        statements = await _ingested(services, record)
+    except ParseFailed as exc:
+        await fail_file(services, record, exc.message, code=exc.code)
+        return
+    if statements is None:
+        return
+    try:
+        await services.db.write(statements)
+    except GuardFailed as exc:
+        if exc.guard != "embedder":
+            log.info("file %s in %s was changed while it was ingested; dropped", record.file.id, record.vector_store_id)
+            return
+        await fail_file(services, record, await _embedder_conflict(services, record))
+
+
+async def fail_file(
+    services: Services,
+    record: FileRecord,
+    message: str,
+    *,
+    code: Literal["server_error", "unsupported_file", "invalid_file"] = "server_error",
+) -> None:
+    """End a claimed file as `failed`; `message` is for its owner. Nothing happens when it is not this worker's any more."""
+    error = VectorStoreFileError(code=code, message=message)
+    with contextlib.suppress(GuardFailed):
+        await services.db.write(end_file(record, "failed", now=services.now(), last_error=error))
+
+
+def delete_copies(services: Services) -> None:
+    """Drop what a killed server left behind; called once at start by a server that owns its folder alone."""
+    shutil.rmtree(services.settings.data_dir / _COPIES_FOLDER, ignore_errors=True)
+
+
+async def _ingested(services: Services, record: FileRecord) -> list[Bound] | None:
+    """Statements that make a file findable; None when there is nothing to write any more. Raises ParseFailed and BackendError."""
+    uploaded = await get_file_or_none(services, record.project_id, record.file.id)
+    if uploaded is None:
+        return None
+    pinned = await _embedder_of_store_or_none(services, record)
+    if pinned is not None and pinned != services.embedder.id:  # said before any work is done; the guard decides
+        await fail_file(services, record, _wrong_embedder(record, pinned, services.embedder.id))
+        return None
+    document = await _parse(services, record, uploaded)
+    passages = await asyncio.to_thread(_passages_of, document, record, services.settings.file_tokens_max)
+    vectors = await _embed(services, [passage.text for passage in passages])
+    summary = await summary_of_file_or_none(services, uploaded.file.filename, [passage.text for passage in passages])
+    summary_vector = await _embed(services, [summary]) if summary else None
+    return await asyncio.to_thread(_statements, services, record, passages, vectors, summary, summary_vector)
+
+
+async def _parse(services: Services, record: FileRecord, uploaded: UploadedFile) -> ParsedDocument:
+    async with _copy_of_blob(services, uploaded.blob_key, f"{record.seq}-{record.attempt}") as path:
+        return await services.parser.parse(str(path), uploaded.file.filename)
+
+
+@contextlib.asynccontextmanager
+async def _copy_of_blob(services: Services, blob_key: str, name: str) -> AsyncGenerator[Path]:
+    """The bytes of a blob as a file on the disk, for as long as the context lasts."""
+    path = services.settings.data_dir / _COPIES_FOLDER / name
+    await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
+    try:
+        with await asyncio.to_thread(path.open, "wb") as copy:
+            async for piece in services.blobs.read(blob_key):
+                await asyncio.to_thread(copy.write, piece)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _passages_of(document: ParsedDocument, record: FileRecord, tokens_max: int) -> list[Passage]:
+    """The passages of a document, at least one. Raises ParseFailed."""
+    if not document.text.strip():
+        raise ParseFailed("invalid_file", _NO_TEXT)
+    if _has_more_tokens(document.text, tokens_max):
+        raise ParseFailed("invalid_file", _TOO_LARGE)
+    static = record.file.chunking_strategy.static
+    return chunk_document(document, static.max_chunk_size_tokens, static.chunk_overlap_tokens)
+
+
+def _has_more_tokens(text: str, tokens_max: int) -> bool:
+    """Whether a text is longer than that, give or take one token in a hundred thousand characters."""
+    if len(text) * _TOKENS_PER_CHARACTER_MAX <= tokens_max:
+        return False
+    tokens = 0
+    # The tokenizer lets nobody else run meanwhile, so it is given a little at a time.
+    for first in range(0, len(text), _CHARACTERS_PER_COUNT):
+        tokens += count_tokens(text[first : first + _CHARACTERS_PER_COUNT])
+        if tokens > tokens_max:
+            return True
+    return False
+
+
+async def _embed(services: Services, texts: Sequence[str]) -> Vectors:
+    groups = [texts[first : first + _PASSAGES_PER_CALL] for first in range(0, len(texts), _PASSAGES_PER_CALL)]
+    return np.concatenate([await services.embedder.embed(group, "passage") for group in groups])
+
+
+def _statements(
+    services: Services,
+    record: FileRecord,
+    passages: Sequence[Passage],
+    vectors: Vectors,
+    summary: str | None,
+    summary_vector: Vectors | None,
+) -> list[Bound]:
+    """The one write of an ingested file. Seconds of CPU for a large one."""
+    scope = StoreScope(record.project_id, record.vector_store_id)
+    # As the hosted API counted: a text of 21 bytes took 1,045, which is the text and 256 numbers of four bytes.
+    usage_bytes = sum(len(passage.text.encode("utf-8", "replace")) for passage in passages) + vectors.nbytes
+    statements = [
+        *end_file(record, "completed", now=services.now(), usage_bytes=usage_bytes, summary=summary),
+        pin_embedder(record.vector_store_id, services.embedder.id, vectors.shape[1]),
+        # Passages of an earlier ingest of the same row, if there are any.
+        *services.index.remove_file(scope, record.seq),
+        _delete_summary_vector(file_seq=record.seq),
+        *services.index.add_file(scope, record.seq, passages, vectors),
+    ]
+    if summary_vector is not None:
+        statements.append(_insert_summary_vector(file_seq=record.seq, vector=summary_vector[0].astype("<f2").tobytes()))
+    return statements
+
+
+async def _embedder_of_store_or_none(services: Services, record: FileRecord) -> str | None:
+    rows = await services.db.read(_select_embedder(vector_store_id=record.vector_store_id, project_id=record.project_id))
+    return rows[0][0] if rows else None
+
+
+async def _embedder_conflict(services: Services, record: FileRecord) -> str:
+    pinned = await _embedder_of_store_or_none(services, record)
+    if pinned == services.embedder.id:
+        return f"The embedder '{pinned}' makes vectors of another dimension now than those of this vector store."
+    return _wrong_embedder(record, pinned or "", services.embedder.id)
+
+
+def _wrong_embedder(record: FileRecord, pinned: str, current: str) -> str:
+    return (
+        f"Vector store {record.vector_store_id} was indexed with '{pinned}', this server embeds with '{current}'. "
+        "Add the file to a new vector store."
+    )
