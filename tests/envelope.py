@@ -5,10 +5,13 @@ from typing import Any
 
 
 def checked_error(raw: bytes) -> dict[str, Any]:
-    """What is inside the envelope; fails unless it is exactly `{"error": {"message", "type", "param", "code"}}`."""
+    """What is inside the envelope; fails unless it is exactly `{"error": {"message", "type", "param", "code"}}`.
+
+    The Files API says message and code once more, in `detail`.
+    """
     body = json.loads(raw)
-    assert list(body) == ["error"]
     error = body["error"]
+    assert list(body) == ["error"] or (list(body) == ["error", "detail"] and body["detail"] == {k: error[k] for k in ("message", "code")})
     assert list(error) == ["message", "type", "param", "code"]
     assert isinstance(error["message"], str)
     assert error["message"].strip()

@@ -56,6 +56,18 @@ FOUNDATION = {"__init__.py", "errors.py", "ids.py", "clock.py"}
 # What the folder of models offers to others beside its seam; everything else in it is a backend or a part of one.
 OPEN_IN_MODELS = {"models/tokens.py", "models/checks.py"}
 PURE = {"runs/states.py", "runs/events.py"}
+# What lies in them beside a base.py is a backend or a part of one.
+BACKEND_FOLDERS = {
+    "db",
+    "queue",
+    "events",
+    "models",
+    "models/embeddings",
+    "models/rerank",
+    "files/blobs",
+    "vector_stores/indexes",
+    "vector_stores/parsers",
+}
 
 MAY_IMPORT = {
     "foundation": {"foundation"},
@@ -81,6 +93,15 @@ IMPORTS_AGAINST_THE_RULE = {
     ("runs/worker.py", "http/idempotency.py"): "the sweeper forgets old keys",
 }
 
+ROLES = {
+    "__main__.py": "main",
+    "app.py": "app",
+    "settings.py": "settings",
+    "services.py": "seam",
+    "pagination.py": "rows",
+    "vector_stores/filters.py": "store",
+}
+
 
 def role_of(path: str) -> str:
     """The place of a module in the order of the layers."""
@@ -89,14 +110,13 @@ def role_of(path: str) -> str:
         return "foundation"
     if path in PURE:
         return "pure"
-    roles = {"__main__.py": "main", "app.py": "app", "settings.py": "settings", "services.py": "seam", "pagination.py": "rows"}
-    if path in roles:
-        return roles[path]
+    if path in ROLES:
+        return ROLES[path]
     if name == "base.py":
         return "seam"
     if path == "db/tables.py" or folder.startswith("db/migrations"):
         return "rows"
-    if folder in ("db", "queue", "events", "models"):
+    if folder in BACKEND_FOLDERS:
         return "seam" if path in OPEN_IN_MODELS else "backend"
     if folder == "http":
         return "routes" if path == "http/health.py" else "http"
@@ -157,6 +177,7 @@ BROAD_EXCEPT_ALLOWED = {
     ("http/api.py", "__call__"): "the outer boundary of a request",
     ("http/api.py", "_stream"): "the outer boundary of a stream, whose answer has begun",
     ("runs/worker.py", "_survive"): "the outer boundary of a run",
+    ("vector_stores/ingest_worker.py", "_survive"): "the outer boundary of a file",
     ("runs/tool_calls.py", "_run_call"): "a tool's failure is read by the model",
 }
 IMPORT_INSIDE_ALLOWED = {("db/migrations/__init__.py", "migrate"): "Alembic is slow to import, and most starts have nothing to migrate"}
@@ -328,6 +349,8 @@ REFUSED: dict[Gate, list[tuple[str, str]]] = {
         ("db/base.py", "from mini_assistant.db import sqlite\n"),
         ("events/local.py", "from mini_assistant.queue.local import LocalTaskQueue\n"),
         ("models/builtin.py", "from mini_assistant.runs.store import RunRecord\n"),
+        ("vector_stores/ingest.py", "from mini_assistant.vector_stores.indexes.segments import SegmentIndex\n"),
+        ("files/store.py", "from mini_assistant.files.blobs.disk import DiskBlobStore\n"),
         ("errors.py", "from mini_assistant.settings import Settings\n"),
     ],
     concrete_backends_are_named_in_app_only: [

@@ -15,7 +15,9 @@ from mini_assistant.clock import SystemClock
 from mini_assistant.db.sqlite import SqliteDatabase
 from mini_assistant.errors import BackendError, ConfigError, ModelError
 from mini_assistant.events.local import LocalEventBus
+from mini_assistant.files import routes as file_routes
 from mini_assistant.files.blobs.disk import DiskBlobStore
+from mini_assistant.files.uploads import routes as upload_routes
 from mini_assistant.http import health
 from mini_assistant.http.api import Api
 from mini_assistant.http.connection import HttpConnection
@@ -23,9 +25,14 @@ from mini_assistant.http.openapi import openapi_route
 from mini_assistant.http.routing import Route
 from mini_assistant.models.base import ChatProvider
 from mini_assistant.models.builtin import BuiltinModel, builtin_capabilities
+from mini_assistant.models.embeddings.base import Embedder
+from mini_assistant.models.embeddings.fastembed import FastembedEmbedder
+from mini_assistant.models.embeddings.openai_compatible import EmbeddingsEndpoint
 from mini_assistant.models.embeddings.wordllama import WordllamaEmbedder
 from mini_assistant.models.openai_compatible import OpenAICompatible
-from mini_assistant.models.provider_limits import limits_of
+from mini_assistant.models.provider_limits import ProviderLimits, limits_of
+from mini_assistant.models.rerank.base import Reranker
+from mini_assistant.models.rerank.endpoint import RerankEndpoint
 from mini_assistant.models.routing import BUILTIN, OPENAI, RoutedModels, provider_names
 from mini_assistant.queue.local import LocalTaskQueue
 from mini_assistant.runs import routes as run_routes
@@ -34,18 +41,32 @@ from mini_assistant.runs.worker import Worker
 from mini_assistant.services import Services
 from mini_assistant.settings import Settings
 from mini_assistant.threads import routes as thread_routes
+from mini_assistant.tools.file_search import FileSearch
+from mini_assistant.vector_stores import ingest_tasks
+from mini_assistant.vector_stores import routes as vector_store_routes
 from mini_assistant.vector_stores.indexes.segments import SegmentIndex
+from mini_assistant.vector_stores.ingest import delete_copies
+from mini_assistant.vector_stores.ingest_worker import IngestWorker
 from mini_assistant.vector_stores.parsers.process import ParserProcesses
 
 log = logging.getLogger("mini_assistant")
 
 DATABASE_FILE = "mini-assistant.sqlite3"
 BLOBS_FOLDER = "blobs"
+EMBEDDING_MODELS_FOLDER = "embedding-models"
 
 
 def all_routes() -> list[Route]:
     """Every route of the server."""
-    routes = [*assistant_routes.ROUTES, *thread_routes.ROUTES, *run_routes.ROUTES, *health.ROUTES]
+    routes = [
+        *assistant_routes.ROUTES,
+        *thread_routes.ROUTES,
+        *run_routes.ROUTES,
+        *file_routes.ROUTES,
+        *upload_routes.ROUTES,
+        *vector_store_routes.ROUTES,
+        *health.ROUTES,
+    ]
     return [*routes, openapi_route(routes)]
 
 
@@ -74,6 +95,46 @@ def _endpoint(settings: Settings, name: str) -> OpenAICompatible:
     return OpenAICompatible(name, provider.base_url, api_key=key, limits=limits_of(settings, name))
 
 
+def build_embedder(settings: Settings) -> Embedder:
+    """The embedder that the settings name. Raises ConfigError for an unknown one, or one without its address or model."""
+    model = settings.embeddings_model
+    match settings.embedder:
+        case "builtin":
+            return WordllamaEmbedder()
+        case "openai":
+            if not (settings.embeddings_base_url.startswith(("http://", "https://")) and model):
+                raise ConfigError(
+                    "embedder = openai needs embeddings_base_url, such as http://127.0.0.1:11434/v1, and embeddings_model, "
+                    "such as nomic-embed-text."
+                )
+            limits = ProviderLimits(
+                connect_timeout_seconds=settings.model_connect_timeout_seconds,
+                first_token_timeout_seconds=settings.embeddings_timeout_seconds,
+                retries_max=settings.model_retries_max,
+            )
+            return EmbeddingsEndpoint(settings.embeddings_base_url, model, api_key=settings.embeddings_api_key, limits=limits)
+        case "fastembed":
+            if not model:
+                raise ConfigError("embedder = fastembed needs embeddings_model, such as BAAI/bge-small-en-v1.5.")
+            return FastembedEmbedder(model, str(settings.data_dir / EMBEDDING_MODELS_FOLDER))
+        case _:
+            raise ConfigError(f"'embedder' must be builtin, openai or fastembed, but is '{settings.embedder}'.")
+
+
+def build_reranker(settings: Settings) -> Reranker | None:
+    """The re-ranker that the settings name; None without one. Raises ConfigError when its address is no URL."""
+    if not settings.rerank_url:
+        return None
+    if not settings.rerank_url.startswith(("http://", "https://")):
+        raise ConfigError("'rerank_url' must begin with http:// or https://, as in http://127.0.0.1:8080/rerank.")
+    limits = ProviderLimits(
+        connect_timeout_seconds=min(settings.model_connect_timeout_seconds, settings.rerank_timeout_seconds),
+        first_token_timeout_seconds=settings.rerank_timeout_seconds,
+        retries_max=settings.model_retries_max,
+    )
+    return RerankEndpoint(settings.rerank_url, settings.rerank_model, api_key=settings.rerank_api_key, limits=limits)
+
+
 @contextlib.asynccontextmanager
 async def open_services(settings: Settings) -> AsyncGenerator[Services]:
     """All parts, ready to be used. Raises StoreUnavailable when the database cannot be opened."""
@@ -90,8 +151,11 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         stack.push_async_callback(blobs.close)
         parser = ParserProcesses(settings)
         stack.push_async_callback(parser.close)
-        embedder = WordllamaEmbedder()
+        embedder = build_embedder(settings)
         stack.push_async_callback(embedder.close)
+        reranker = build_reranker(settings)
+        if reranker is not None:
+            stack.push_async_callback(reranker.close)
         index = SegmentIndex(db, cache_bytes_max=settings.index_cache_bytes_max)
         stack.push_async_callback(index.close)
         services = Services(
@@ -106,14 +170,16 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             blobs=blobs,
             parser=parser,
             embedder=embedder,
-            reranker=None,
+            reranker=reranker,
             index=index,
-            tools={},
+            tools={"file_search": FileSearch()},
             clock=SystemClock(),
             settings=settings,
         )
-        # The database is locked to this process, so whoever held a run before is gone.
+        # The database is locked to this process, so whoever held a run or a file before is gone.
         await free_all_leases(services)
+        await ingest_tasks.free_all_leases(services)
+        await asyncio.to_thread(delete_copies, services)
         yield services
 
 
@@ -135,8 +201,9 @@ async def running_server(settings: Settings) -> AsyncGenerator[str]:
     with contextlib.closing(_listener(settings)) as listener:
         async with open_services(settings) as services:
             server = _HttpServer(_uvicorn_config(settings, Api(services, all_routes())))
-            worker = asyncio.create_task(Worker(services).run())
-            worker.add_done_callback(_report_end)
+            workers = [asyncio.create_task(work) for work in (Worker(services).run(), IngestWorker(services).run())]
+            for worker in workers:
+                worker.add_done_callback(_report_end)
             serving = asyncio.create_task(server.serve([listener]))
             try:
                 host, port = listener.getsockname()[:2]
@@ -146,14 +213,15 @@ async def running_server(settings: Settings) -> AsyncGenerator[str]:
                 await asyncio.wait([serving], timeout=settings.shutdown_grace_seconds)
                 services.events.close()  # streams that are still open end in order
                 await serving
-                worker.cancel()
-                await asyncio.gather(worker, return_exceptions=True)
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
 
 
 def _report_end(worker: "asyncio.Task[None]") -> None:
-    """A worker ends only when it is cancelled; anything else must not go unnoticed, for runs would wait for ever."""
+    """A worker ends only when it is cancelled; anything else must not go unnoticed, for runs or files would wait for ever."""
     if not worker.cancelled() and worker.exception() is not None:
-        log.critical("The worker has died. Runs will wait until the server is started again.", exc_info=worker.exception())
+        log.critical("A worker has died. Runs or files will wait until the server is started again.", exc_info=worker.exception())
 
 
 class _HttpServer(uvicorn.Server):
@@ -224,14 +292,22 @@ async def checked_parts(settings: Settings) -> Mapping[str, str | BackendError]:
     """Try each part of the server; what it says of itself, or why it cannot be used."""
     database = build_database(settings)
     models, _ = build_models(settings)
+    embedder = build_embedder(settings)
+    reranker = build_reranker(settings)
     try:
-        return {
+        parts = {
             "database": await _outcome(database.check()),
+            "files": await _outcome(DiskBlobStore(settings.data_dir / BLOBS_FOLDER).check()),
             "model": await _outcome(models.check()),
+            "embedder": await _outcome(embedder.check()),
             "queue": "in this process; runs that wait are rows of the database",
         }
+        return parts if reranker is None else {**parts, "re-ranker": await _outcome(reranker.check())}
     finally:
         await models.close()
+        await embedder.close()
+        if reranker is not None:
+            await reranker.close()
 
 
 async def _outcome(check: Awaitable[str]) -> str | BackendError:

@@ -114,10 +114,12 @@ def test_check_says_that_every_part_is_ok(model: str, tmp_path: Path) -> None:
     result = run("check", "--data-dir", "new/data", OPENAI_BASE_URL=model)
 
     assert (result.returncode, result.stderr) == (0, "")
-    database, chat, queue = result.stdout.splitlines()
-    assert re.fullmatch(r"database: ok \(SQLite 3\.[\d.]+, new/data/mini-assistant\.sqlite3\)", database)
-    assert chat == f"model: ok (The provider 'openai' answers at {model}.)"
-    assert queue == "queue: ok (in this process; runs that wait are rows of the database)"
+    parts = dict(line.split(": ", 1) for line in result.stdout.splitlines())
+    assert re.fullmatch(r"ok \(SQLite 3\.[\d.]+, new/data/mini-assistant\.sqlite3\)", parts["database"])
+    assert parts["model"] == f"ok (The provider 'openai' answers at {model}.)"
+    assert parts["embedder"] == "ok (wordllama-256, in this process)"
+    assert parts["queue"] == "ok (in this process; runs that wait are rows of the database)"
+    assert all(outcome.startswith("ok (") for outcome in parts.values())
 
 
 def test_check_says_why_the_model_cannot_be_used() -> None:

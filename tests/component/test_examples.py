@@ -88,6 +88,33 @@ def test_function_tool_calls_the_function_and_prints_the_answer(scripted_server)
     assert run_example("function_tool.py", scripted_server, "Hello") == "You said: Hello\n"
 
 
+def test_file_search_prints_an_answer_and_what_it_cites(scripted_server):
+    output = run_example("file_search.py", scripted_server, 'call file_search {"queries": ["vacation days"]}')
+    assert output.startswith('The tool returned: Search 4 for ["vacation days"]')
+    assert "\n【4:0†handbook.pdf】 page 1\n<passage>\n" in output
+    assert "Every employee has 27 days of vacation a year." in output
+    assert output.endswith("\n【4:0†handbook.pdf】 is from handbook.pdf\n")
+
+
+def test_file_search_reads_a_file_that_is_named(scripted_server, tmp_path):
+    notes = tmp_path / "notes.md"
+    notes.write_text("# Notes\n\nThe lamp is green.")
+    assert run_example("file_search.py", scripted_server, "Hello", str(notes)) == "You said: Hello\n"
+
+
+@pytest.mark.builtin
+@pytest.mark.skipif(not HAS_BUILTIN_MODEL, reason="the built-in model is not installed: make setup")
+def test_file_search_quotes_the_file_with_the_builtin_model(tmp_path):
+    with running_server(tmp_path / "data") as base_url:
+        lines = run_example("file_search.py", base_url).splitlines()
+        unknown = run_example("file_search.py", base_url, "Who won the football championship in Brazil?")
+    assert lines == [
+        "“Every employee has 27 days of vacation a year.” 【4:0†handbook.pdf】",
+        "【4:0†handbook.pdf】 is from handbook.pdf",
+    ]
+    assert unknown == "I could not find this in the files.\n"
+
+
 @pytest.mark.builtin
 @pytest.mark.skipif(not HAS_BUILTIN_MODEL, reason="the built-in model is not installed: make setup")
 def test_quickstart_prints_words_of_the_builtin_model(tmp_path):

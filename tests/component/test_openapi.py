@@ -36,6 +36,15 @@ OFFICIAL = {
     "listRunSteps": "GET /threads/{thread_id}/runs/{run_id}/steps",
     "getRunStep": "GET /threads/{thread_id}/runs/{run_id}/steps/{step_id}",
     "submitToolOuputsToRun": "POST /threads/{thread_id}/runs/{run_id}/submit_tool_outputs",
+    "createFile": "POST /files",
+    "listFiles": "GET /files",
+    "retrieveFile": "GET /files/{file_id}",
+    "deleteFile": "DELETE /files/{file_id}",
+    "downloadFile": "GET /files/{file_id}/content",
+    "createUpload": "POST /uploads",
+    "addUploadPart": "POST /uploads/{upload_id}/parts",
+    "completeUpload": "POST /uploads/{upload_id}/complete",
+    "cancelUpload": "POST /uploads/{upload_id}/cancel",
 }
 EXTENSIONS = {
     "listThreads": "GET /threads",
@@ -98,7 +107,10 @@ def test_every_operation_says_what_it_takes_and_gives(document: dict[str, Any]) 
         assert operation["responses"]["200"]["content"]
         for status in ("400", "401", "404", "413"):
             assert operation["responses"][status]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorEnvelope"}
-        if bodies[name].body is None:
+        if bodies[name].form is not None:
+            assert operation["requestBody"]["required"] is True
+            assert list(operation["requestBody"]["content"]) == ["multipart/form-data"]
+        elif bodies[name].body is None:
             assert "requestBody" not in operation
         else:
             assert operation["requestBody"]["required"] is not bodies[name].body_optional
@@ -117,6 +129,28 @@ def test_every_operation_says_what_it_takes_and_gives(document: dict[str, Any]) 
 )
 def test_streams_are_described(name: str, kinds: list[str], document: dict[str, Any]) -> None:
     assert list(operations(document)[name][1]["responses"]["200"]["content"]) == kinds
+
+
+def test_forms_are_described(document: dict[str, Any]) -> None:
+    _, operation = operations(document)["createFile"]
+    [form] = operation["requestBody"]["content"].values()
+
+    assert form["schema"]["properties"]["file"] == {"type": "string", "contentMediaType": "application/octet-stream"}
+    assert form["schema"]["required"] == ["file", "purpose"]
+    assert form["schema"]["properties"]["purpose"]["enum"] == ["fine-tune", "assistants", "batch", "user_data", "vision", "evals"]
+    assert form["encoding"] == {"expires_after": {"style": "deepObject", "explode": True}}
+    assert "Idempotency-Key" not in [item["name"] for item in operation["parameters"]]
+    [form] = operations(document)["addUploadPart"][1]["requestBody"]["content"].values()
+    assert (list(form["schema"]["properties"]), form["schema"]["required"]) == (["data"], ["data"])
+
+
+def test_downloads_are_described(document: dict[str, Any]) -> None:
+    _, operation = operations(document)["downloadFile"]
+
+    for status in ("200", "206"):
+        assert list(operation["responses"][status]["content"]) == ["application/octet-stream"]
+    assert set(operation["responses"]) >= {"304", "416"}
+    assert {"Range", "If-Range", "If-None-Match"} <= {item["name"] for item in operation["parameters"]}
 
 
 def test_parameters_of_lists(document: dict[str, Any]) -> None:

@@ -38,4 +38,4 @@ async def _check_response(response) -> None:  # type: ignore[no-untyped-def]  # 
         else:
             check_error(response.content)
     else:
-        assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert response.headers["content-type"] in ("text/event-stream; charset=utf-8", "application/octet-stream")

@@ -220,7 +220,7 @@ async def test_a_full_disk_is_told_and_the_server_goes_on_when_there_is_room(ser
             for status, body in refused:
                 assert status == 503
                 assert body["error"] == {
-                    "message": "The server cannot use its database at the moment. Please try again.",
+                    "message": "The server cannot use its storage at the moment. Please try again.",
                     "type": "server_error",
                     "param": None,
                     "code": "unavailable",

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import UNSET
 
 from mini_assistant.assistants import store as assistant_store
-from mini_assistant.assistants.schema import Assistant, FunctionTool, echoed_tools
+from mini_assistant.assistants.schema import Assistant, FileSearchTool, FunctionTool, ToolResources, echoed_tools
 from mini_assistant.db.base import Bound, GuardFailed, UniqueViolation
 from mini_assistant.errors import InvalidRequest, NotFound, RunStateConflict, TooLarge
 from mini_assistant.http.routing import Request, check_id
@@ -33,7 +33,9 @@ from mini_assistant.runs.store import Changes, RunLost, RunRecord, StepRecord
 from mini_assistant.services import Services
 from mini_assistant.threads import commands as thread_commands
 from mini_assistant.threads import store as thread_store
-from mini_assistant.threads.schema import CreateThread, Message, Thread
+from mini_assistant.threads.schema import CreateThread, Thread
+from mini_assistant.vector_stores.commands import RowsChanged, write_with_files
+from mini_assistant.vector_stores.store import touch_stores
 
 
 class StartedRun(NamedTuple):
@@ -53,24 +55,55 @@ async def create_run(request: Request[CreateRun, object]) -> StartedRun:
     services, body, thread_id = request.services, request.body, request.path["thread_id"]
     assistant = await _assistant(request)
     run = _new_run(services, thread_id, assistant, body)
+    await thread_commands.check_message_files(services, request.project_id, body.additional_messages or [])
     messages = [thread_commands.new_message(services, thread_id, message) for message in body.additional_messages or []]
     can_answer = bool(run.instructions) or any(message.role == "user" for message in messages)
     if not can_answer and not await thread_store.has_user_message(services, request.project_id, thread_id):
         await thread_store.get_thread_json(services, request.project_id, thread_id)
         raise _nothing_to_answer()
-    return await _start(request, run, [thread_store.require_thread(request.project_id, thread_id)], messages)
+    while True:
+        before = [
+            thread_store.require_thread(request.project_id, thread_id),
+            *await thread_commands.attach_to_thread(services, request.project_id, thread_id, messages),
+            *thread_commands.insert_messages(request.project_id, messages),
+            *await _touch_stores(services, request.project_id, run),
+        ]
+        try:
+            return await _start(request, run, before)
+        except RowsChanged:
+            continue  # the thread or its vector store has changed in between: attach to it as it is now
 
 
 async def create_thread_and_run(request: Request[CreateThreadAndRun, object]) -> StartedRun:
     """Create a thread and a run on it in one transaction. Raises as `create_run`."""
     services, body = request.services, request.body
     assistant = await _assistant(request)
-    thread, messages = thread_commands.new_thread(services, request.project_id, body.thread or CreateThread(), body.tool_resources)
-    run = _new_run(services, thread.id, assistant, body)
-    if not run.instructions and not any(message.role == "user" for message in messages):
-        raise _nothing_to_answer()
-    row = thread_store.insert_thread(request.project_id, thread, msgspec.json.encode(thread).decode())
-    return await _start(request, run, [row], messages, thread)
+    while True:
+        new = await thread_commands.new_thread(services, request.project_id, body.thread or CreateThread(), body.tool_resources)
+        run = _new_run(services, new.thread.id, assistant, body)
+        if not run.instructions and not any(message.role == "user" for message in new.messages):
+            raise _nothing_to_answer()
+        used = [*_store_ids(run.tool_resources), *_store_ids(new.thread.tool_resources)] if _searches_files(run) else []
+        try:
+            return await _start(request, run, [*new.statements, *touch_stores(request.project_id, used, services.now())], new.thread)
+        except RowsChanged:
+            continue  # a file or a vector store of the thread has changed in between
+
+
+async def _touch_stores(services: Services, project_id: str, run: Run) -> list[Bound]:
+    """Statements that say that a run on a thread that is there uses its vector stores. Raises NotFound for the thread."""
+    if not _searches_files(run):
+        return []
+    thread = thread_store.decode_thread(await thread_store.get_thread_json(services, project_id, run.thread_id))
+    return touch_stores(project_id, [*_store_ids(run.tool_resources), *_store_ids(thread.tool_resources)], services.now())
+
+
+def _searches_files(run: Run) -> bool:
+    return any(isinstance(tool, FileSearchTool) for tool in run.tools)
+
+
+def _store_ids(resources: ToolResources) -> list[str]:
+    return [] if resources.file_search is UNSET else resources.file_search.vector_store_ids
 
 
 def _nothing_to_answer() -> InvalidRequest:
@@ -85,21 +118,15 @@ async def _assistant(request: Request[RunParameters, object]) -> Assistant:
     return assistant
 
 
-async def _start(
-    request: Request[object, object], run: Run, first: list[Bound], messages: Sequence[Message], new_thread: Thread | None = None
-) -> StartedRun:
+async def _start(request: Request[object, object], run: Run, before: list[Bound], new_thread: Thread | None = None) -> StartedRun:
+    """before: what is written first, in the same list: the thread, or the guard that it is there, and messages."""
     services = request.services
     record, rows, events = store.insert_run(request.project_id, run, new_thread)
     body = msgspec.json.encode(run).decode()
     numbered = [(place, event.name, event.data) for place, event in enumerate(events, start=1)]
-    statements = [
-        *first,
-        *thread_commands.insert_messages(request.project_id, list(messages)),
-        *rows,
-        *request.remember(body, run_id=run.id, after_seq=0),
-    ]
+    statements = [*before, *rows, *request.remember(body, run_id=run.id, after_seq=0)]
     try:
-        await services.db.write(statements, lambda: services.events.publish(run.id, record.attempt, numbered))
+        await write_with_files(services, statements, lambda: services.events.publish(run.id, record.attempt, numbered))
     except GuardFailed as exc:
         raise thread_store.thread_not_found(run.thread_id) from exc
     except UniqueViolation as exc:

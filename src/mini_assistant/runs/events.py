@@ -3,15 +3,18 @@
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import UNSET
 
 from mini_assistant.runs.schema import (
     CodeInterpreterToolCall,
+    FileSearchCall,
     FileSearchToolCall,
     Run,
     RunStep,
     ToolCall,
+    ToolCallsDetails,
 )
-from mini_assistant.threads.schema import Message, TextContent, Thread
+from mini_assistant.threads.schema import Annotation, FileCitationAnnotation, Message, TextContent, Thread
 
 MESSAGE_DELTA = "thread.message.delta"
 STEP_DELTA = "thread.run.step.delta"
@@ -56,8 +59,27 @@ def created_step_events(step: RunStep) -> list[RunEvent]:
 
 
 def ended_step_event(step: RunStep) -> RunEvent:
-    """The event of a step's last status."""
-    return RunEvent(f"thread.run.step.{step.status}", _encode(step))
+    """The event of a step's last status, without the passages that only `include[]` shows."""
+    return RunEvent(f"thread.run.step.{step.status}", _encode(without_contents(step)))
+
+
+def without_contents(step: RunStep) -> RunStep:
+    """The step as it is shown to who has not asked for the passages that its searches have found."""
+    details = step.step_details
+    if not isinstance(details, ToolCallsDetails) or not any(isinstance(call, FileSearchToolCall) for call in details.tool_calls):
+        return step
+    calls = [_without_content(call) if isinstance(call, FileSearchToolCall) else call for call in details.tool_calls]
+    return msgspec.structs.replace(step, step_details=ToolCallsDetails(calls))
+
+
+def has_file_search(step_json: str) -> bool:
+    """Whether the JSON of a step, or of several, may hold passages. Quick: most steps are not worth decoding."""
+    return '"file_search"' in step_json
+
+
+def _without_content(call: FileSearchToolCall) -> FileSearchToolCall:
+    results = [msgspec.structs.replace(result, content=UNSET) for result in call.file_search.results]
+    return FileSearchToolCall(call.id, FileSearchCall(call.file_search.ranking_options, results))
 
 
 def created_message_events(message: Message) -> list[RunEvent]:
@@ -85,6 +107,12 @@ class MessageDeltas:
             return b'%b%d,"type":"text","text":{"value":%b}}]}}' % (self._head, index, value)
         self._begun.add(index)
         return b'%b%d,"type":"text","text":{"value":%b,"annotations":[]}}]}}' % (self._head, index, value)
+
+    def annotated(self, index: int, text: str, place: int, annotation: Annotation) -> bytes:
+        """The next piece of the text part `index`, which the part's annotation number `place` (from 0) is about."""
+        self._begun.add(index)
+        told = _encode({"value": text, "annotations": [_annotation_delta(place, annotation)]})
+        return b'%b%d,"type":"text","text":%b}]}}' % (self._head, index, told)
 
     def refusal(self, index: int, text: str) -> bytes:
         """The next piece of the refusal part `index`."""
@@ -131,13 +159,21 @@ def _call_delta(index: int, call: ToolCall) -> dict[str, Any]:
     return delta
 
 
+def _annotation_delta(place: int, annotation: Annotation) -> dict[str, Any]:
+    """An annotation as deltas have it: with its place, and a citation with an empty quote (behaviour §0 row 18)."""
+    delta: dict[str, Any] = {"index": place, **msgspec.to_builtins(annotation)}
+    if isinstance(annotation, FileCitationAnnotation):
+        delta["file_citation"]["quote"] = ""
+    return delta
+
+
 def whole_message_delta(message: Message) -> bytes | None:
     """One delta that says all of a finished message; None when it is empty. For readers that attach late."""
     content: list[dict[str, Any]] = []
     for index, part in enumerate(message.content):
         entry: dict[str, Any] = {"index": index, **msgspec.to_builtins(part)}
         if isinstance(part, TextContent):
-            entry["text"]["annotations"] = [{"index": place, **annotation} for place, annotation in enumerate(entry["text"]["annotations"])]
+            entry["text"]["annotations"] = [_annotation_delta(place, annotation) for place, annotation in enumerate(part.text.annotations)]
         content.append(entry)
     if not content:
         return None

@@ -6,15 +6,15 @@ worker with a run that it has claimed; what interrupts a run (cancelling, expiry
 
 import asyncio
 from contextlib import aclosing
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import msgspec
 
-from mini_assistant.errors import ModelError
-from mini_assistant.models.base import ChatMessage, ChatRequest, Finished, NamedTool, TokenUsage, ToolDefinition
+from mini_assistant.errors import ModelError, ToolFailure
+from mini_assistant.models.base import Capabilities, ChatMessage, ChatRequest, Finished, NamedTool, TokenUsage, ToolDefinition
 from mini_assistant.runs import changes as change
 from mini_assistant.runs import prompt
-from mini_assistant.runs.events import STEP_DELTA
+from mini_assistant.runs.citations import Sources, known_sources, next_number
 from mini_assistant.runs.schema import (
     CompletionTokensDetails,
     FunctionToolCall,
@@ -27,11 +27,12 @@ from mini_assistant.runs.schema import (
     Usage,
 )
 from mini_assistant.runs.store import Changes, RunRecord, StepRecord, get_steps, save_changes, transition_run
-from mini_assistant.runs.tool_calls import FinishedCall, pending_calls, run_tool_calls
+from mini_assistant.runs.tool_calls import FinishedCall, pending_calls, run_tool_calls, tool_types
 from mini_assistant.runs.turn import OpenToolStep, Turn
 from mini_assistant.services import Services
 from mini_assistant.threads.schema import Content, IncompleteReason, Message
 from mini_assistant.threads.store import get_history
+from mini_assistant.tools.base import ToolUse
 
 # Counting tokens of a prompt longer than this would hold up other runs; it is done in a thread.
 _COUNT_IN_THREAD_CHARACTERS = 20_000
@@ -69,6 +70,10 @@ class RunExecution:
         self._turn: Turn | None = None
         self._messages = past.messages
         self._steps = past.steps
+        # The server's own tools as the model is offered them.
+        self._hosted: list[ToolDefinition] = []
+        # The place of the next tool's output in the context.
+        self._next_number = 0
 
     @property
     def record(self) -> RunRecord:
@@ -85,8 +90,19 @@ class RunExecution:
 
         Raises ModelError when the run has failed (nothing is written of that), and RunLost when it is not this worker's any more.
         """
+        await self._prepare_tools()
         while not await self._take_turn():
             pass
+
+    async def _prepare_tools(self) -> None:
+        run = self._record.run
+        use = ToolUse(self._services, self._record.project_id, run)
+        tools = [self._services.tools[name] for name in tool_types(run) if name in self._services.tools]
+        try:
+            offered = [await tool.prepare(use, is_first_turn=not self._steps) for tool in tools]
+        except ToolFailure as failure:
+            raise ModelError(failure.message) from failure
+        self._hosted = [definition for definition in offered if definition is not None]
 
     async def _take_turn(self) -> bool:
         """One turn of the model; whether the run has stopped with it."""
@@ -103,7 +119,9 @@ class RunExecution:
             return await self._stop_incomplete("max_prompt_tokens")
 
         has_spoken = any(record.turn == number and record.step.type == "message_creation" for record in self._finished_steps)
-        turn = self._turn = Turn(services, self._record, number, self._left_open, self._drafts, has_spoken=has_spoken)
+        turn = self._turn = Turn(
+            services, self._record, number, self._left_open, self._drafts, has_spoken=has_spoken, sources=self._sources_or_none
+        )
         finished: Finished | None = None
         async with aclosing(services.models.stream(request)) as answer:
             async for deltas in answer:
@@ -124,6 +142,15 @@ class RunExecution:
         return [record for record in self._steps if record.step.status == "in_progress"]
 
     @property
+    def _has_hosted_tools(self) -> bool:
+        return any(name in self._services.tools for name in tool_types(self._record.run))
+
+    @property
+    def _sources_or_none(self) -> Sources | None:
+        """What the next text may cite; None when the run does not search, and its text is not looked at."""
+        return known_sources(self._steps) if "file_search" in tool_types(self._record.run) else None
+
+    @property
     def _drafts(self) -> list[Message]:
         """Messages that a lost worker had begun."""
         run_id = self._record.run.id
@@ -139,11 +166,8 @@ class RunExecution:
     async def _request(self, turn: int, budget: _Budget) -> ChatRequest | None:
         """What the model is asked in this turn; None when the prompt's budget is too small for it."""
         run = self._record.run
-        tools = self._offered_tools()
         capabilities = self._services.models.capabilities(run.model)
-        choice = prompt.tool_choice(run, tools, turn)
-        if not capabilities.tools and (choice == "required" or isinstance(choice, NamedTool)):
-            raise ModelError(f"The model '{run.model}' cannot call tools, and this run demands it.", code="invalid_prompt")
+        tools, choice = self._offered_tools(turn, capabilities)
         window = capabilities.context_window_tokens
         if window is not None:
             # Room for the answer: what was asked for, but at most half of the window.
@@ -151,6 +175,8 @@ class RunExecution:
         limits = [limit for limit in (window, budget.prompt_tokens) if limit is not None]
         finished_turns = [record for record in self._steps if record.turn < turn]
         parts = prompt.conversation(run, self._messages, finished_turns)
+        if self._has_hosted_tools:
+            self._next_number = next_number(len(parts.history) + len(parts.turns), self._messages, known_sources(self._steps))
         messages, counted = await _fitted(parts, tools, min(limits) if limits else None)
         if budget.prompt_tokens is not None and counted is not None and counted > budget.prompt_tokens:
             return None
@@ -158,7 +184,7 @@ class RunExecution:
             model=run.model,
             messages=messages,
             tools=tuple(tools),
-            tool_choice=cast(Literal["none", "auto", "required"], choice),
+            tool_choice=choice,
             parallel_tool_calls=run.parallel_tool_calls,
             temperature=run.temperature,
             top_p=run.top_p,
@@ -167,16 +193,22 @@ class RunExecution:
             completion_tokens_max=budget.completion_tokens,
         )
 
-    def _offered_tools(self) -> list[ToolDefinition]:
-        run = self._record.run
-        types = [msgspec.to_builtins(tool)["type"] for tool in run.tools]
-        hosted = [self._services.tools[name].definition(run) for name in types if name in self._services.tools]
-        return [*hosted, *prompt.function_definitions(run)]
+    def _offered_tools(self, turn: int, capabilities: Capabilities) -> tuple[list[ToolDefinition], prompt.Choice]:
+        """The tools of a turn, as far as the model can call them, and the choice among them."""
+        run, taken = self._record.run, {tool.name for tool in self._hosted}
+        tools = [*self._hosted, *(function for function in prompt.function_definitions(run) if function.name not in taken)]
+        choice = prompt.tool_choice(run, tools, turn)
+        if capabilities.tools == "hosted":
+            tools = self._hosted
+        callable_names = {tool.name for tool in tools} if capabilities.tools else set[str]()
+        is_met = choice.name in callable_names if isinstance(choice, NamedTool) else bool(callable_names) or choice != "required"
+        if not is_met:
+            raise ModelError(f"The model '{run.model}' cannot call tools, and this run demands it.", code="invalid_prompt")
+        return tools, choice if tools else "none"
 
     async def _end_message_turn(self, turn: Turn, finished: Finished) -> bool:
         """The model has answered: the message, its step and the run end in one commit."""
-        await turn.end_without_calls()
-        assert turn.message is not None
+        message = await turn.end_without_calls()
         incomplete: IncompleteReason | None = None
         if finished.reason == "length":
             incomplete = "max_tokens"
@@ -184,8 +216,8 @@ class RunExecution:
             incomplete = "content_filter"
         changes, now, usage = Changes(), self._services.now(), _usage(finished.usage)
         turn.abandon_left_open(changes)
-        change.end_message(changes, turn.message.message, turn.message.content, now, incomplete)
-        ended = change.end_step(changes, turn.message.step, "completed", now, usage=usage)
+        change.end_message(changes, message.message, message.content, now, incomplete)
+        ended = change.end_step(changes, message.step, "completed", now, usage=usage)
         total = change.total_usage([*self._steps, *turn.ended, ended])
         if finished.reason == "length":
             details = RunIncompleteDetails("max_completion_tokens")
@@ -203,10 +235,7 @@ class RunExecution:
             turn.record = await save_changes(self._services, turn.record, changes)
         if finished.reason == "length":
             return await self._stop_inside_call(turn, _with_calls(tools.step, [], usage))
-        calls = await run_tool_calls(self._services, turn.record, tools.calls)
-        for place, finished_call in enumerate(calls):
-            if not isinstance(finished_call.call, FunctionToolCall):
-                turn.tell(STEP_DELTA, tools.deltas.call(place, finished_call.call))
+        calls = await run_tool_calls(self._services, turn.record, tools.calls, self._next_number)
         self._messages += turn.written
         return await self._stop_or_go_on(turn, _with_calls(tools.step, calls, usage), calls)
 

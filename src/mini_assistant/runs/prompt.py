@@ -6,13 +6,16 @@ only: a tool call is never split from its output. Source: behaviour §2.4, §3.7
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
 from mini_assistant.assistants.schema import FunctionTool, JsonObjectFormat, JsonSchemaFormat
 from mini_assistant.models.base import ChatMessage, ImagePart, NamedTool, RequestedToolCall, TextPart, ToolDefinition
 from mini_assistant.models.tokens import count_prompt_tokens
+from mini_assistant.runs.citations import search_head_or_none, source_passages
 from mini_assistant.runs.schema import (
+    FileSearchToolCall,
     FunctionChoice,
     FunctionToolCall,
     MessageCreationDetails,
@@ -21,6 +24,9 @@ from mini_assistant.runs.schema import (
 )
 from mini_assistant.runs.store import StepRecord
 from mini_assistant.threads.schema import ImageUrlContent, Message, RefusalContent, TextContent
+
+Choice = Literal["none", "auto", "required"] | NamedTool
+"""Which tool the model may or must call in a turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +95,9 @@ def _turn(records: Sequence[StepRecord], written: dict[str, Message]) -> list[Ch
         elif record.step.status == "completed":
             for call in details.tool_calls:
                 name, arguments, output = _call_texts(call, record.outputs)
+                passages = source_passages(call, output) if isinstance(call, FileSearchToolCall) else ()
                 requested.append(RequestedToolCall(call.id, name, arguments))
-                outputs.append(ChatMessage("tool", output, tool_call_id=call.id))
+                outputs.append(ChatMessage("tool", output, tool_call_id=call.id, passages=passages))
     if not texts and not requested:
         return []
     return [ChatMessage("assistant", "\n\n".join(texts), tool_calls=tuple(requested)), *outputs]
@@ -100,10 +107,11 @@ def _call_texts(call: ToolCall, outputs: dict[str, str]) -> tuple[str, str, str]
     """Name, arguments and output of a call, as the model reads them."""
     if isinstance(call, FunctionToolCall):
         return call.function.name, call.function.arguments, call.function.output or ""
-    builtins = msgspec.to_builtins(call)
-    name: str = builtins["type"]
-    arguments = {"code": builtins[name]["input"]} if name == "code_interpreter" else {}
-    return name, msgspec.json.encode(arguments).decode(), outputs.get(call.id, "")
+    output = outputs.get(call.id, "")
+    if isinstance(call, FileSearchToolCall):
+        head = search_head_or_none(output)
+        return "file_search", msgspec.json.encode({"queries": head.queries if head else []}).decode(), output
+    return "code_interpreter", msgspec.json.encode({"code": call.code_interpreter.input}).decode(), output
 
 
 def fitted_messages(
@@ -148,7 +156,7 @@ def function_definitions(run: Run) -> list[ToolDefinition]:
     ]
 
 
-def tool_choice(run: Run, offered: Sequence[ToolDefinition], turn: int) -> str | NamedTool:
+def tool_choice(run: Run, offered: Sequence[ToolDefinition], turn: int) -> Choice:
     """The choice for a turn: what the run asks for in its first turn, `auto` later, or a run could never end."""
     choice = run.tool_choice
     if choice == "none" or not offered:

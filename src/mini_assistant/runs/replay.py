@@ -95,6 +95,23 @@ def with_whole_deltas(
     return answer
 
 
+async def with_passages(services: Services, run_id: str, events: Sequence[StreamEvent]) -> list[StreamEvent]:
+    """The events with the passages of searches where a step has ended: only its row has them."""
+    if not any(_is_ended_search(event) for event in events):
+        return list(events)
+    steps = {record.step.id: record.step for record in await store.get_steps(services, run_id)}
+    return [_with_row(event, steps) if _is_ended_search(event) else event for event in events]
+
+
+def _is_ended_search(event: StreamEvent) -> bool:
+    return event.part == 0 and event.name in _STEP_ENDS and b'"file_search"' in event.data
+
+
+def _with_row(event: StreamEvent, steps: dict[str, RunStep]) -> StreamEvent:
+    step = steps.get(_tool_step_id(event) or "")
+    return event if step is None else msgspec.structs.replace(event, data=msgspec.json.encode(step))
+
+
 def _named(name: str, data: bytes | None) -> tuple[str, bytes] | None:
     return None if data is None else (name, data)
 

@@ -1,6 +1,6 @@
 """The endpoints of runs and run steps."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -10,7 +10,7 @@ from mini_assistant.http.routing import Request, Route, RunStream
 from mini_assistant.pagination import EMPTY_LIST, Page, list_schema
 from mini_assistant.runs import commands, store
 from mini_assistant.runs.commands import StartedRun
-from mini_assistant.runs.events import STOPPED_STATUSES
+from mini_assistant.runs.events import STOPPED_STATUSES, has_file_search, without_contents
 from mini_assistant.runs.replay import parse_position
 from mini_assistant.runs.schema import CreateRun, CreateThreadAndRun, ModifyRun, Run, RunStep, SubmitToolOutputs
 from mini_assistant.threads import store as thread_store
@@ -19,6 +19,10 @@ Include = Annotated[
     list[Literal["step_details.tool_calls[*].file_search.results[*].content"]],
     msgspec.Meta(description="What to add to the answer; sent as `include[]`."),
 ]
+
+
+# Typed as what it is made of: the type of a list is made by a function.
+_STEP_LIST: Any = list_schema(RunStep)
 
 
 class IncludeQuery(msgspec.Struct, frozen=True):
@@ -34,17 +38,17 @@ class StepPage(Page, frozen=True):
 
 
 async def create_run(request: Request[CreateRun, IncludeQuery]) -> str | RunStream:
-    return _answer(await commands.create_run(request), bool(request.body.stream))
+    return _answer(await commands.create_run(request), bool(request.body.stream), shows_passages=bool(request.query.include))
 
 
 async def create_thread_and_run(request: Request[CreateThreadAndRun, IncludeQuery]) -> str | RunStream:
-    return _answer(await commands.create_thread_and_run(request), bool(request.body.stream))
+    return _answer(await commands.create_thread_and_run(request), bool(request.body.stream), shows_passages=bool(request.query.include))
 
 
-def _answer(started: StartedRun, stream: bool) -> str | RunStream:
+def _answer(started: StartedRun, stream: bool, *, shows_passages: bool = False) -> str | RunStream:
     if not stream:
         return started.body
-    return RunStream(started.run.id, Position(started.after_seq), last_seq=started.after_seq)
+    return RunStream(started.run.id, Position(started.after_seq), last_seq=started.after_seq, shows_passages=shows_passages)
 
 
 async def list_runs(request: Request[None, Page]) -> str:
@@ -88,7 +92,11 @@ async def stream_run_events(request: Request[None, None]) -> RunStream:
 async def list_run_steps(request: Request[None, StepPage]) -> str:
     scope = {"project_id": request.project_id, "run_id": request.path["run_id"]}
     await get_run(request)  # the run must belong to the thread of the path
-    return await store.step_listing.page(request.services.db, request.query, scope)
+    text = await store.step_listing.page(request.services.db, request.query, scope)
+    if request.query.include or not has_file_search(text):
+        return text
+    page = msgspec.json.decode(text, type=_STEP_LIST)
+    return msgspec.json.encode(msgspec.structs.replace(page, data=[without_contents(step) for step in page.data])).decode()
 
 
 async def get_run_step(request: Request[None, IncludeQuery]) -> str:
@@ -97,7 +105,9 @@ async def get_run_step(request: Request[None, IncludeQuery]) -> str:
     body = await store.get_step_json_or_none(request.services, request.project_id, run_id, step_id)
     if body is None:
         raise NotFound(f"No run step found with id '{step_id[:100]}'.")
-    return body
+    if request.query.include or not has_file_search(body):
+        return body
+    return msgspec.json.encode(without_contents(msgspec.json.decode(body, type=RunStep))).decode()
 
 
 ROUTES = [

@@ -13,6 +13,7 @@ from mini_assistant.assistants.schema import (
     Instructions,
     Metadata,
     ModelName,
+    NewToolResources,
     ObjectId,
     RankingOptions,
     ReasoningEffort,
@@ -92,7 +93,7 @@ class CreateThreadAndRun(RunParameters, forbid_unknown_fields=True, kw_only=True
     """Body of `POST /threads/runs`. `tool_resources` goes to the new thread."""
 
     thread: CreateThread | None = None
-    tool_resources: ToolResources | None = None
+    tool_resources: NewToolResources | None = None
 
 
 class ModifyRun(msgspec.Struct, forbid_unknown_fields=True):

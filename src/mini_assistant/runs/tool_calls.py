@@ -14,10 +14,11 @@ from typing import Any
 import msgspec
 
 from mini_assistant.errors import ToolFailure
-from mini_assistant.runs.schema import CalledFunction, FunctionToolCall, RequiredToolCall, ToolCall
+from mini_assistant.runs.schema import CalledFunction, FunctionToolCall, RequiredToolCall, Run, ToolCall
 from mini_assistant.runs.store import RunRecord
 from mini_assistant.services import Services
 from mini_assistant.tools import function
+from mini_assistant.tools.base import HostedTool, ToolUse
 
 log = logging.getLogger("mini_assistant.runs")
 
@@ -43,13 +44,29 @@ class FinishedCall:
     output: str | None
 
 
-async def run_tool_calls(services: Services, record: RunRecord, requested: Sequence[RequestedCall]) -> list[FinishedCall]:
-    """Run the calls of one turn and give back all of them in their order; those of functions without an output."""
-    return list(await asyncio.gather(*(_run_call(services, record, call) for call in requested)))
+def hosted_tool_or_none(services: Services, run: Run, name: str) -> HostedTool | None:
+    """The server's own tool that a model calls by this name; None when the run has none, so that it can only be a function."""
+    tool = services.tools.get(name)
+    return tool if tool is not None and name in tool_types(run) else None
 
 
-async def _run_call(services: Services, record: RunRecord, requested: RequestedCall) -> FinishedCall:
-    tool = services.tools.get(requested.name)
+def tool_types(run: Run) -> list[str]:
+    """The types of a run's tools, each once."""
+    return list(dict.fromkeys(str(type(tool).__struct_config__.tag) for tool in run.tools))
+
+
+async def run_tool_calls(
+    services: Services, record: RunRecord, requested: Sequence[RequestedCall], first_number: int
+) -> list[FinishedCall]:
+    """Run the calls of one turn and give back all of them in their order; those of functions without an output.
+
+    first_number: the place of the first call's output in the context of the run.
+    """
+    return list(await asyncio.gather(*(_run_call(services, record, call, number) for number, call in enumerate(requested, first_number))))
+
+
+async def _run_call(services: Services, record: RunRecord, requested: RequestedCall, number: int) -> FinishedCall:
+    tool = hosted_tool_or_none(services, record.run, requested.name)
     if tool is None:
         return _function_call(record, requested)
     started = tool.started_call(requested.id, record.run, {})
@@ -57,7 +74,7 @@ async def _run_call(services: Services, record: RunRecord, requested: RequestedC
         arguments = _parsed(requested)
         started = tool.started_call(requested.id, record.run, arguments)
         async with asyncio.timeout(services.settings.tool_timeout_seconds):
-            result = await tool.call(requested.id, record.run, record.project_id, arguments)
+            result = await tool.call(ToolUse(services, record.project_id, record.run), requested.id, number, arguments)
         return FinishedCall(result.call, result.output)
     except ToolFailure as failure:
         return FinishedCall(started, _failure_text(failure))

@@ -10,45 +10,77 @@ from mini_assistant.errors import ModelError
 from mini_assistant.ids import new_id
 from mini_assistant.models.base import ChatDelta, Finished, RefusalDelta, TextDelta, ToolCallDelta
 from mini_assistant.runs import changes as change
+from mini_assistant.runs.citations import CitedText, Piece, Sources
 from mini_assistant.runs.events import MESSAGE_DELTA, STEP_DELTA, MessageDeltas, StepDeltas
 from mini_assistant.runs.schema import MessageCreationDetails, StepError
 from mini_assistant.runs.store import Changes, RunRecord, StepRecord, save_changes
-from mini_assistant.runs.tool_calls import RequestedCall
+from mini_assistant.runs.tool_calls import RequestedCall, hosted_tool_or_none
 from mini_assistant.services import Services
-from mini_assistant.threads.schema import Content, Message, RefusalContent, Text, TextContent
+from mini_assistant.threads.schema import Annotation, Content, Message, RefusalContent, Text, TextContent
 
 _INTERRUPTED = StepError("server_error", "The worker that wrote this step was lost.")
+
+
+class _OpenPart:
+    """A part of a message that is being written: what has been told of it."""
+
+    def __init__(self, kind: type[TextDelta | RefusalDelta], sources: Sources | None) -> None:
+        self.kind = kind
+        self.pieces: list[str] = []
+        self.annotations: list[Annotation] = []
+        self.cited = CitedText(sources) if sources is not None and kind is TextDelta else None
+
+    @property
+    def content(self) -> Content:
+        text = "".join(self.pieces)
+        return TextContent(Text(text, list(self.annotations))) if self.kind is TextDelta else RefusalContent(text)
 
 
 class OpenMessage:
     """A message that is being written, its step, and its content so far."""
 
-    def __init__(self, message: Message, step: StepRecord) -> None:
+    def __init__(self, message: Message, step: StepRecord, sources: Sources | None) -> None:
+        """sources: what the text may cite; None when the run cannot search, and its text is told as it comes."""
         self.message = message
         self.step = step
         self.deltas = MessageDeltas(message.id)
-        self._kinds: list[type[TextDelta | RefusalDelta]] = []
-        self._pieces: list[list[str]] = []
+        self._sources = sources
+        self._parts: list[_OpenPart] = []
 
-    def add(self, delta: TextDelta | RefusalDelta) -> bytes:
-        """Take a piece; returns the wire delta that tells of it."""
+    def add(self, delta: TextDelta | RefusalDelta) -> list[bytes]:
+        """Take a piece; returns the wire deltas that tell of it, none while it may become a citation."""
         kind = type(delta)
-        if kind not in self._kinds:
-            self._kinds.append(kind)
-            self._pieces.append([])
-        index = self._kinds.index(kind)
-        self._pieces[index].append(delta.text)
-        if kind is TextDelta:
-            return self.deltas.text(index, delta.text)
-        return self.deltas.refusal(index, delta.text)
+        index = next((index for index, part in enumerate(self._parts) if part.kind is kind), len(self._parts))
+        if index == len(self._parts):
+            self._parts.append(_OpenPart(kind, self._sources))
+        part = self._parts[index]
+        if part.cited is not None:
+            return [self._told(index, piece) for piece in part.cited.add(delta.text)]
+        part.pieces.append(delta.text)
+        return [self.deltas.text(index, delta.text) if kind is TextDelta else self.deltas.refusal(index, delta.text)]
+
+    def end(self) -> list[bytes]:
+        """The message is whole; returns the wire deltas that tell the rest of it. A text of which nothing is left is told as empty."""
+        rest: list[bytes] = []
+        for index, part in enumerate(self._parts):
+            if part.cited is not None:
+                rest += [self._told(index, piece) for piece in part.cited.end()]
+                if not part.pieces:
+                    rest.append(self._told(index, Piece("")))
+        return rest
+
+    def _told(self, index: int, piece: Piece) -> bytes:
+        part = self._parts[index]
+        part.pieces.append(piece.text)
+        if piece.annotation is None:
+            return self.deltas.text(index, piece.text)
+        part.annotations.append(piece.annotation)
+        return self.deltas.annotated(index, piece.text, len(part.annotations) - 1, piece.annotation)
 
     @property
     def content(self) -> list[Content]:
         """The parts as far as they have been told."""
-        return [
-            TextContent(Text("".join(pieces))) if kind is TextDelta else RefusalContent("".join(pieces))
-            for kind, pieces in zip(self._kinds, self._pieces, strict=True)
-        ]
+        return [part.content for part in self._parts]
 
 
 class OpenToolStep:
@@ -74,15 +106,17 @@ class Turn:
         drafts: Sequence[Message],
         *,
         has_spoken: bool = False,
+        sources: Sources | None = None,
     ):
         """left_open: steps that a lost worker had begun in this turn. drafts: messages that the run had begun.
 
-        has_spoken: a lost worker has finished a message of this turn, before calls that it did not finish.
+        has_spoken: a lost worker has finished a message of this turn, before calls that it did not finish. sources: as in `OpenMessage`.
         """
         self._services = services
         self.record = record
         self.number = number
         self.message: OpenMessage | None = None
+        self._sources = sources
         self.tools: OpenToolStep | None = None
         self.ended: list[StepRecord] = []
         self.written: list[Message] = []
@@ -116,12 +150,20 @@ class Turn:
         if self.message is None:
             await self._open_message()
         assert self.message is not None
-        self.tell(MESSAGE_DELTA, self.message.add(delta))
+        for told in self.message.add(delta):
+            self.tell(MESSAGE_DELTA, told)
 
-    async def end_without_calls(self) -> None:
+    async def end_without_calls(self) -> OpenMessage:
         """The answer was text alone: what was kept back is a message after all, and an answer without a word an empty one."""
         for delta in self._kept_back or ([] if self.message else [TextDelta("")]):
             await self._take_text(delta)
+        assert self.message is not None
+        self._tell_rest(self.message)
+        return self.message
+
+    def _tell_rest(self, message: OpenMessage) -> None:
+        for told in message.end():
+            self.tell(MESSAGE_DELTA, told)
 
     def tell(self, name: str, data: bytes) -> None:
         """Give a delta to the readers of the run."""
@@ -137,14 +179,14 @@ class Turn:
         step = self._left_over("message_creation", changes)
         draft = None if step is None else self._draft_of(step)
         if step is not None and draft is not None:
-            self.message = OpenMessage(draft, step)
+            self.message = OpenMessage(draft, step, self._sources)
         else:
             if step is not None:  # a client has deleted its message
                 self._abandon(step, changes)
             now = self._services.now()
             message = change.new_message(self.record, now)
             new = change.new_step(self.record, self.number, message.id, now)
-            self.message = OpenMessage(message, new)
+            self.message = OpenMessage(message, new, self._sources)
             change.begin_step(changes, self.record.project_id, new)
             change.begin_message(changes, self.record.project_id, message)
         await self._save(changes)
@@ -161,13 +203,19 @@ class Turn:
             place = tools.place_of[delta.index] = len(tools.calls)
             call = RequestedCall(new_id("call"), delta.name or "")
             tools.calls.append(call)
-            if self._services.tools.get(call.name) is None:
-                self.tell(STEP_DELTA, tools.deltas.started_function(place, call.id, call.name))
+            self.tell(STEP_DELTA, self._started(tools.deltas, place, call))
         call = tools.calls[place]
         if delta.arguments:
             call.pieces.append(delta.arguments)
-            if self._services.tools.get(call.name) is None:
+            if hosted_tool_or_none(self._services, self.record.run, call.name) is None:
                 self.tell(STEP_DELTA, tools.deltas.arguments(place, delta.arguments))
+
+    def _started(self, deltas: StepDeltas, place: int, call: RequestedCall) -> bytes:
+        """The delta of a call that begins. Told at once for every kind of call: clients need the places without a hole."""
+        tool = hosted_tool_or_none(self._services, self.record.run, call.name)
+        if tool is None:
+            return deltas.started_function(place, call.id, call.name)
+        return deltas.call(place, tool.started_call(call.id, self.record.run, {}))
 
     async def _open_tool_step(self) -> None:
         changes = Changes()
@@ -184,6 +232,7 @@ class Turn:
     def close_message(self, changes: Changes) -> None:
         """The open message is whole, and its step with it."""
         assert self.message is not None
+        self._tell_rest(self.message)
         now = self._services.now()
         self.written.append(change.end_message(changes, self.message.message, self.message.content, now))
         self.ended.append(change.end_step(changes, self.message.step, "completed", now))

@@ -10,6 +10,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from mini_assistant.errors import ModelError, StoreUnavailable
+from mini_assistant.files.sweep import sweep_files
 from mini_assistant.http.idempotency import delete_kept_answers
 from mini_assistant.ids import new_id
 from mini_assistant.pagination import forget_deleted_cursors
@@ -20,6 +21,7 @@ from mini_assistant.runs.schema import LastError
 from mini_assistant.runs.states import ACTIVE
 from mini_assistant.runs.store import Lease, RunLost, RunRecord, get_record_for_worker, take_over_run, transition_run
 from mini_assistant.services import Services
+from mini_assistant.vector_stores.sweep import sweep_vector_stores
 
 log = logging.getLogger("mini_assistant.runs")
 
@@ -217,6 +219,8 @@ class Worker:
     async def _sweep_regularly(self) -> None:
         while True:
             await self._survive(self._sweep())
+            await self._survive(sweep_files(self._services))
+            await self._survive(sweep_vector_stores(self._services))
             await asyncio.sleep(self._services.settings.sweep_interval_seconds)
 
     async def _sweep(self) -> None:

@@ -3,10 +3,21 @@
 A function tool is not one of them: its calls go to the client (`tools/function.py`).
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mini_assistant.models.base import ToolDefinition
 from mini_assistant.runs.schema import Run, ToolCall
+
+if TYPE_CHECKING:
+    from mini_assistant.services import Services  # it holds the tools
+
+
+class ToolUse(NamedTuple):
+    """Who uses a tool: a run of a project, with the parts of its server."""
+
+    services: "Services"
+    project_id: str
+    run: Run
 
 
 class ToolResult(NamedTuple):
@@ -19,14 +30,21 @@ class ToolResult(NamedTuple):
 class HostedTool(Protocol):
     """A tool of the server, looked up by the type that an assistant names."""
 
-    def definition(self, run: Run) -> ToolDefinition:
-        """The tool as it is offered to the model in this run."""
+    async def prepare(self, use: ToolUse, *, is_first_turn: bool) -> ToolDefinition | None:
+        """Get ready for a run, and say how the tool is offered to the model in all its turns; None when there is nothing to offer.
+
+        Called once by each worker that executes the run. is_first_turn: the model has not been asked yet, so that there may be things
+        to wait for. Raises ToolFailure with a message for the owner of the run when the run cannot go on without what is missing.
+        """
         ...
 
     def started_call(self, call_id: str, run: Run, arguments: dict[str, Any]) -> ToolCall:
         """The call as the step shows it before the tool has run."""
         ...
 
-    async def call(self, call_id: str, run: Run, project_id: str, arguments: dict[str, Any]) -> ToolResult:
-        """Run the tool. Raises ToolFailure with a message that the model can act on."""
+    async def call(self, use: ToolUse, call_id: str, number: int, arguments: dict[str, Any]) -> ToolResult:
+        """Run the tool. number: the place of its output in the context of the run, unique within it.
+
+        Raises ToolFailure with a message that the model can act on.
+        """
         ...
