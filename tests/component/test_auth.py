@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import aiohttp
 import openai
@@ -47,9 +48,9 @@ async def test_each_key_of_the_settings_works(key: str, http: aiohttp.ClientSess
 
 
 async def test_no_private_route_works_without_a_key(http: aiohttp.ClientSession) -> None:
-    assert len(PRIVATE) >= 25
+    assert len(PRIVATE) >= 50
     for route in PRIVATE:
-        path = "/v1" + route.path.format(assistant_id="asst_x", thread_id="thread_x", message_id="msg_x", run_id="run_x", step_id="step_x")
+        path = "/v1" + re.sub(r"{(\w+)}", r"\1", route.path)  # the key is asked for before anything of the path is looked at
         for headers in ({}, {"Authorization": f"Bearer {KEY}x"}):
             status, message, code = await refused(http, route.method, path, headers=headers, data=b"{}" if route.body else None)
 

@@ -149,13 +149,12 @@ class TracedServer(ServerProcess):
 
 
 WITHOUT_SYNC = """
-import mini_assistant.db.sqlite as module
-connect = module._connect
-def without_sync(path):
-    connection = connect(path)
-    connection.execute("PRAGMA synchronous = OFF")
-    return connection
-module._connect = without_sync
+import sqlite3
+class Unsynced(sqlite3.Connection):
+    def execute(self, text, *parameters):
+        return super().execute("PRAGMA synchronous = OFF" if text.startswith("PRAGMA synchronous") else text, *parameters)
+connect = sqlite3.connect
+sqlite3.connect = lambda *arguments, **options: connect(*arguments, factory=Unsynced, **options)
 """
 
 

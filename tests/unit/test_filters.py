@@ -33,12 +33,12 @@ Value = str | bool | int | float
 Attributes = dict[str, Value]
 
 # Few keys and values, so that they meet; among them pairs that Python or SQL might take for the same.
-keys = st.sampled_from(["a", "b", "", "A", "é"])
+keys = st.sampled_from(["a", "b", "A"])
 values = st.one_of(
-    st.sampled_from(["", "a", "A", "1", "true", "é", "z\u0000", "\U0001f600", "\uffff"]),
+    st.sampled_from(["", "a", "A", "1"]),
     st.booleans(),
-    st.sampled_from([0, 1, -1, 2**53, 2**53 + 1, 2**63 - 1]),
-    st.sampled_from([0.0, -0.0, 0.5, 1.0, 1e300, -1.5]),
+    st.sampled_from([0, 1, 1.0, 0.5]),
+    st.sampled_from(["é", "z\u0000", "\U0001f600", "\uffff", "true", -0.0, -1.5, 1e300, 2**53, 2**53 + 1, 2**63 - 1]),
 )
 attributes = st.dictionaries(keys, values, max_size=3)
 comparisons = st.builds(
@@ -51,7 +51,7 @@ memberships = st.builds(
     lambda name, key, listed: {"type": name, "key": key, "value": listed},
     st.sampled_from(["in", "nin"]),
     keys,
-    st.lists(values, min_size=1, max_size=4),
+    st.lists(values, min_size=1, max_size=6),
 )
 filters = st.recursive(
     st.one_of(comparisons, memberships),
