@@ -5,10 +5,7 @@ The routes come from the route table: a new one fails here until it has a case.
 
 import json
 import re
-import sqlite3
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from typing import Any
 
 import aiohttp
 import msgspec
@@ -16,216 +13,52 @@ import pytest
 import pytest_asyncio
 from yarl import URL
 
-from mini_assistant.app import DATABASE_FILE, all_routes, running_server
+from mini_assistant.app import running_server
 from mini_assistant.http.routing import Route
 from mini_assistant.models.script import Rule, Script, ScriptedCall, Stall, Text, ToolCalls
 from mini_assistant.models.scripted import ScriptedEndpoint
 from mini_assistant.settings import Settings
+from tests.component.request_cases import CASES, ROUTES
+from tests.component.world import World, file_part, form_body, form_part, form_request, good
 from tests.envelope import checked_error
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-ROUTES = {route.name: route for route in all_routes()}
-PREFIXES = {"assistant_id": "asst", "thread_id": "thread", "message_id": "msg", "run_id": "run", "step_id": "step"}
-NOUNS = {"assistant_id": "assistant", "thread_id": "thread", "message_id": "message", "run_id": "run", "step_id": "run step"}
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is right for a route, and what is wrong with it in its own way.
-
-    good: a body that would be accepted; ids in braces are filled in. wrong: (change of the good body, param of the refusal).
-    wrong_state: (the thread of the world that the call goes to, message); None for a call that is fine in every state.
-    """
-
-    good: dict[str, Any] | None = None
-    wrong: list[tuple[dict[str, Any], str]] = field(default_factory=list)
-    wrong_state: tuple[str, str] | None = None
-
-
-TOOLS = [
-    ({"tools": "file_search"}, "tools"),
-    ({"tools": [{"type": "retrieval"}]}, "tools[0].type"),
-    ({"tools": [{"type": "function", "function": {"name": "two words"}}]}, "tools[0].function.name"),
-    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, "tools[0].function.parameters"),
-    ({"temperature": 2.1}, "temperature"),
-    ({"temperature": "hot"}, "temperature"),
-    ({"top_p": -0.1}, "top_p"),
-    ({"response_format": {"type": "xml"}}, "response_format.type"),
-    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
-    ({"reasoning_effort": "huge"}, "reasoning_effort"),
-    ({"model": ""}, "model"),
-    ({"model": 5}, "model"),
-]
-METADATA = [
-    ({"metadata": []}, "metadata"),
-    ({"metadata": {"a": 1}}, "metadata.a"),
-    ({"metadata": {"a": None}}, "metadata.a"),
-    ({"metadata": {str(number): "" for number in range(17)}}, "metadata"),
-    ({"metadata": {"k" * 65: ""}}, "metadata"),
-    ({"metadata": {"a": "v" * 513}}, "metadata.a"),
-]
-MESSAGE = [
-    ({"role": "system"}, "role"),
-    ({"role": None}, "role"),
-    ({"content": ""}, "content"),
-    ({"content": []}, "content"),
-    ({"content": 5}, "content"),
-    ({"content": [{"type": "text"}]}, "content[0].text"),
-    ({"content": [{"type": "video"}]}, "content[0].type"),
-    ({"content": [{"type": "image_file", "image_file": {"file_id": "file-x"}}]}, "id"),
-    ({"attachments": [{"file_id": "file-x", "tools": [{"type": "file_search"}]}]}, "id"),
-    ({"attachments": [{}]}, "attachments[0].file_id"),
-]
-RUN = [
-    *TOOLS,
-    *METADATA,
-    ({"assistant_id": "thread_x"}, "assistant_id"),
-    ({"assistant_id": None}, "assistant_id"),
-    ({"stream": "yes"}, "stream"),
-    ({"max_prompt_tokens": 255}, "max_prompt_tokens"),
-    ({"max_completion_tokens": 1.5}, "max_completion_tokens"),
-    ({"truncation_strategy": {"type": "last"}}, "truncation_strategy.type"),
-    ({"tool_choice": "always"}, "tool_choice"),
-    ({"tool_choice": {"type": "function", "function": {"name": "unknown"}}}, "tool_choice"),
-    ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
-]
-
-CASES = {
-    "createAssistant": Case(
-        {"model": "m"}, [*TOOLS, *METADATA, ({"name": "n" * 257}, "name"), ({"instructions": "i" * 256_001}, "instructions")]
-    ),
-    "listAssistants": Case(),
-    "getAssistant": Case(),
-    "modifyAssistant": Case({"name": "new"}, [*TOOLS, *METADATA, ({"model": None}, "model")]),
-    "deleteAssistant": Case(),
-    "createThread": Case(
-        {}, [*METADATA, ({"messages": [{"role": "user"}]}, "messages[0].content"), ({"tool_resources": []}, "tool_resources")]
-    ),
-    "listThreads": Case(),
-    "getThread": Case(),
-    "modifyThread": Case({"metadata": {"new": "1"}}, [*METADATA, ({"tool_resources": {"file_search": 1}}, "tool_resources.file_search")]),
-    "deleteThread": Case(),
-    "createMessage": Case(
-        {"role": "user", "content": "hi"},
-        [*MESSAGE, *METADATA],
-        ("waiting", "Can't add messages to {thread_id} while a run {run_id} is active."),
-    ),
-    "listMessages": Case(),
-    "getMessage": Case(),
-    "modifyMessage": Case({"metadata": {"new": "1"}}, METADATA, ("writing", "Cannot update message with status 'in_progress'.")),
-    "deleteMessage": Case(),
-    "createThreadAndRun": Case(
-        {"assistant_id": "{assistant_id}", "thread": {"messages": [{"role": "user", "content": "hi"}]}},
-        [*RUN, ({"thread": {"messages": [{"role": "x", "content": "hi"}]}}, "thread.messages[0].role")],
-    ),
-    "createRun": Case(
-        {"assistant_id": "{assistant_id}"},
-        [*RUN, ({"additional_messages": [{"role": "user", "content": []}]}, "additional_messages[0].content")],
-        ("waiting", "Thread {thread_id} already has an active run {run_id}."),
-    ),
-    "listRuns": Case(),
-    "getRun": Case(),
-    "modifyRun": Case({"metadata": {"new": "1"}}, METADATA, ("writing", "Cannot update run with status 'in_progress'.")),
-    "cancelRun": Case(wrong_state=("answered", "Cannot cancel run with status 'completed'.")),
-    "submitToolOuputsToRun": Case(
-        {"tool_outputs": []},
-        [
-            ({"tool_outputs": {}}, "tool_outputs"),
-            ({"tool_outputs": [{"output": "x"}]}, "tool_outputs[0].tool_call_id"),
-            ({"tool_outputs": [{"tool_call_id": "c", "output": 5}]}, "tool_outputs[0].output"),
-            ({"stream": 1}, "stream"),
-        ],
-        ("answered", 'Runs in status "completed" do not accept tool outputs.'),
-    ),
-    "streamRunEvents": Case(),
-    "listRunSteps": Case(),
-    "getRunStep": Case(),
-    "getHealth": Case(),
-    "getOpenapi": Case(),
+PREFIXES = {
+    "assistant_id": "asst_",
+    "thread_id": "thread_",
+    "message_id": "msg_",
+    "run_id": "run_",
+    "step_id": "step_",
+    "file_id": "file-",
+    "upload_id": "upload_",
+    "vector_store_id": "vs_",
+    "batch_id": "vsfb_",
 }
+NOT_FOUND = {
+    "assistant_id": "No assistant found with id '",
+    "thread_id": "No thread found with id '",
+    "message_id": "No message found with id '",
+    "run_id": "No run found with id '",
+    "step_id": "No run step found with id '",
+    "file_id": "No such File object: ",
+    "upload_id": "No such Upload object: ",
+    "vector_store_id": "No vector store found with id '",
+    "batch_id": "No file batch found with id '",
+}
+# These may look like anything: what is not there is not found.
+FREE_IDS = {"file_id", "upload_id"}
 
 
 async def test_every_route_has_a_case() -> None:
     assert set(CASES) == set(ROUTES)
     assert all((CASES[name].good is None) == (route.body is None) for name, route in ROUTES.items())
+    assert all((CASES[name].form is None) == (route.form is None) for name, route in ROUTES.items())
     assert all(CASES[name].wrong for name, route in ROUTES.items() if route.body is not None)
+    assert {name for route in ROUTES.values() for name in re.findall(r"{(\w+)}", route.path)} == set(PREFIXES) == set(NOT_FOUND)
 
 
 # ---- the world that bad requests must not change -----------------------------------------------------------------------------------
-
-
-class World:
-    """A server with an assistant and three threads: one whose run has answered, one whose run waits, one whose run is being written."""
-
-    def __init__(self, http: aiohttp.ClientSession, server: str, settings: Settings) -> None:
-        self.ids: dict[str, dict[str, str]] = {}
-        self.http = http
-        self.server = server
-        self._database = settings.data_dir / DATABASE_FILE
-
-    async def create(self) -> None:
-        assistant = await self._created("/v1/assistants", {"model": "m", "tools": [{"type": "function", "function": {"name": "f"}}]})
-        for name, text, last_event in (
-            ("answered", "Hello", "done"),
-            ("waiting", "call the function", "done"),
-            ("writing", "stall", "thread.message.delta"),
-        ):
-            thread = await self._created("/v1/threads", {"messages": [{"role": "user", "content": text}]})
-            ids = {"assistant_id": assistant["id"], "thread_id": thread["id"]}
-            ids |= await self._run(ids, last_event)
-            self.ids[name] = ids
-
-    async def _run(self, ids: dict[str, str], last_event: str) -> dict[str, str]:
-        body = {"assistant_id": ids["assistant_id"], "stream": True}
-        text = ""
-        async with self.http.post(f"/v1/threads/{ids['thread_id']}/runs", json=body) as response:
-            async for line in response.content:
-                text += line.decode()
-                if line == f"event: {last_event}\n".encode():
-                    break
-        found = {"run_id": re.search(r'"id":"(run_\w+)"', text), "step_id": re.search(r'"id":"(step_\w+)"', text)}
-        found["message_id"] = re.search(r'"id":"(msg_\w+)"', text)
-        return {name: match[1] for name, match in found.items() if match is not None}
-
-    async def _created(self, path: str, body: Any) -> dict[str, Any]:
-        async with self.http.post(path, json=body) as response:
-            assert response.status == 200
-            return await response.json()
-
-    def rows(self) -> dict[str, list[tuple[Any, ...]]]:
-        """Everything that clients have put into the database."""
-        connection = sqlite3.connect(self._database)
-        try:
-            tables = ("assistants", "threads", "messages", "runs", "run_steps")
-            rows = {table: connection.execute(f"SELECT id, body FROM {table} ORDER BY seq").fetchall() for table in tables}
-            return {**rows, "idempotency_keys": connection.execute("SELECT * FROM idempotency_keys").fetchall()}
-        finally:
-            connection.close()
-
-    def url(self, path: str, thread: str = "answered", **other_ids: str) -> str:
-        """The path of a route with ids of the world; `other_ids` are used as they are, percent signs included."""
-        return path.format(**{**self.ids[thread], **other_ids})
-
-    def body(self, name: str, change: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The good body of a route, changed."""
-        text = json.dumps(CASES[name].good).replace("{assistant_id}", self.ids["answered"]["assistant_id"])
-        return {**json.loads(text), **(change or {})}
-
-    async def refused(self, method: str, path: str, data: bytes | None = None, **options: Any) -> tuple[int, dict[str, Any]]:
-        """Send a request that must be refused; returns the status and the error."""
-        url = URL(self.server + "/v1" + path, encoded=True)
-        async with self.http.request(method, url, data=data, allow_redirects=False, **options) as response:
-            raw = await response.read()
-            assert 400 <= response.status < 500, (response.status, method, path[:100], (data or b"")[:100], raw[:200])
-            assert response.headers["Content-Type"] == "application/json"
-            assert response.headers["x-should-retry"] == "false"
-            assert re.fullmatch("req_[0-9a-f]{32}", response.headers["x-request-id"])
-            return response.status, checked_error(raw)
-
-    async def is_served(self) -> bool:
-        async with self.http.get("/health") as response:
-            return response.status == 200
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -263,60 +96,71 @@ with_route = pytest.mark.parametrize("route", ROUTES.values(), ids=lambda route:
 with_body = pytest.mark.parametrize("route", [route for route in ROUTES.values() if route.body], ids=lambda route: route.name)
 with_query = pytest.mark.parametrize("route", [route for route in ROUTES.values() if route.query], ids=lambda route: route.name)
 with_ids = pytest.mark.parametrize("route", [route for route in ROUTES.values() if "{" in route.path], ids=lambda route: route.name)
-
-
-def raw_good_body(world: World, route: Route) -> bytes | None:
-    return None if route.body is None else json.dumps(world.body(route.name)).encode()
+with_form = pytest.mark.parametrize("route", [route for route in ROUTES.values() if route.form], ids=lambda route: route.name)
 
 
 # ---- ids ---------------------------------------------------------------------------------------------------------------------------
 
 UNKNOWN_IDS = [
-    "{prefix}_AAAAAAAAAAAAAAAAAAAAAAAA",
-    "{prefix}_",
-    "{prefix}_%00",
-    "{prefix}_%F0%9F%98%80",
-    "{prefix}_%ff%fe",
-    "{prefix}_%ED%A0%80",
-    "{prefix}_%25",
-    "{prefix}_%27%3B%20DROP%20TABLE%20threads%3B--",
-    "{prefix}_%0d%0aX-Evil%3A%201",
-    "{prefix}_{{{{thread_id}}}}",
-    "{prefix}_" + "a" * 5000,
-    "{prefix}_..",
+    "{prefix}AAAAAAAAAAAAAAAAAAAAAAAA",
+    "{prefix}",
+    "{prefix}%00",
+    "{prefix}%F0%9F%98%80",
+    "{prefix}%ff%fe",
+    "{prefix}%ED%A0%80",
+    "{prefix}%25",
+    "{prefix}%27%3B%20DROP%20TABLE%20threads%3B--",
+    "{prefix}%0d%0aX-Evil%3A%201",
+    "{prefix}{{{{thread_id}}}}",
+    "{prefix}" + "a" * 5000,
+    "{prefix}..",
 ]
-WRONG_IDS = ["x", "%20", "%00", "%ff", "{prefix}", "%7B%7D", "..%5c", "file-AAAAAAAAAAAAAAAAAAAAAA", "a" * 5000, "UPPER_{prefix}"]
+WRONG_IDS = ["x", "%20", "%00", "%ff", "{word}", "%7B%7D", "..%5c", "file-AAAAAAAAAAAAAAAAAAAAAA", "a" * 5000, "UPPER_{word}"]
+
+
+def not_found(route: Route, name: str) -> tuple[str, str | None]:
+    """How the message about an unknown id begins, and its param."""
+    if name == "file_id" and route.path.startswith("/vector_stores/"):
+        return "No file found with id '", None
+    return NOT_FOUND[name], "id" if name in FREE_IDS else None
 
 
 @with_ids
 async def test_unknown_ids_are_not_found(route: Route, world: World) -> None:
     for name in re.findall(r"{(\w+)}", route.path):
+        beginning, param = not_found(route, name)
         for pattern in UNKNOWN_IDS:
             unknown = pattern.format(prefix=PREFIXES[name])
-            status, error = await world.refused(route.method, world.url(route.path, **{name: unknown}), raw_good_body(world, route))
+            status, error = await world.refused(route.method, world.url(route.path, **{name: unknown}), **good(world, route))
 
-            assert status == 404
-            assert error["message"].startswith(f"No {NOUNS[name]} found with id '{PREFIXES[name]}_")
+            assert (status, error["param"], error["code"]) == (404, param, None)
+            assert error["message"].startswith(f"{beginning}{PREFIXES[name]}")
 
 
 @with_ids
 async def test_ids_of_another_kind_are_refused_by_name(route: Route, world: World) -> None:
     for name in re.findall(r"{(\w+)}", route.path):
+        word = PREFIXES[name][:-1]
         for pattern in WRONG_IDS:
-            path = world.url(route.path, **{name: pattern.format(prefix=PREFIXES[name])})
-            status, error = await world.refused(route.method, path, raw_good_body(world, route))
+            path = world.url(route.path, **{name: pattern.format(word=word)})
+            status, error = await world.refused(route.method, path, **good(world, route))
 
+            if name in FREE_IDS:
+                beginning, param = not_found(route, name)
+                assert (status, error["param"], error["code"]) == (404, param, None)
+                assert error["message"].startswith(beginning)
+                continue
             assert status == 400
             assert (error["param"], error["code"]) == (name, "invalid_value")
-            assert error["message"].endswith(f"Expected an ID that begins with '{PREFIXES[name]}'.")
+            assert error["message"].endswith(f"Expected an ID that begins with '{word}'.")
 
 
 @with_ids
 async def test_ids_that_bend_the_path_lead_nowhere(route: Route, world: World) -> None:
     for name in re.findall(r"{(\w+)}", route.path):
-        for segment in ("", ".", "..", "a/b", "%2F", "..%2F..", f"{PREFIXES[name]}_a%2Fb", ";x=1"):
+        for segment in ("", ".", "..", "a/b", "%2F", "..%2F..", f"{PREFIXES[name]}a%2Fb", ";x=1"):
             path = world.url(route.path, **{name: segment})
-            status, _ = await world.refused(route.method, path, raw_good_body(world, route))
+            status, _ = await world.refused(route.method, path, **good(world, route))
 
             assert status in (400, 404, 405)
 
@@ -326,10 +170,22 @@ async def test_ids_of_other_objects_are_not_found_below_a_thread(world: World) -
     assert len(below) >= 9
     for route in below:
         strangers = {"thread_id": world.ids["waiting"]["thread_id"]}
-        status, error = await world.refused(route.method, world.url(route.path, **strangers), raw_good_body(world, route))
+        status, error = await world.refused(route.method, world.url(route.path, **strangers), **good(world, route))
 
         assert status == 404
         assert error["message"].startswith(("No run found with id 'run_", "No message found with id 'msg_"))
+
+
+async def test_files_and_batches_are_not_found_below_another_store(world: World) -> None:
+    below = [route for route in ROUTES.values() if route.path.startswith("/vector_stores/{vector_store_id}/") and route.path.count("{") > 1]
+    assert len(below) >= 7
+    for route in below:
+        if CASES[route.name].wrong_state is None:
+            path = world.url(route.path, vector_store_id=world.ids["ended"]["vector_store_id"])
+            status, error = await world.refused(route.method, path, **good(world, route))
+
+            assert status == 404
+            assert error["message"].startswith(("No file found with id 'file-", "No file batch found with id 'vsfb_"))
 
 
 # ---- methods and paths -------------------------------------------------------------------------------------------------------------
@@ -438,9 +294,13 @@ async def test_the_content_type_does_not_matter_and_an_empty_body_only_where_it_
         assert status == 400
 
 
+def known_fields(struct: type[msgspec.Struct] | None) -> set[str]:
+    return {item.encode_name for item in msgspec.structs.fields(struct)} if struct is not None else set()
+
+
 @with_body
 async def test_unknown_fields_are_refused_by_name(route: Route, world: World) -> None:
-    for name in ("file_ids", "Model", "metadata ", "__proto__", "ключ", "\x00"):
+    for name in {"file_ids", "Model", "metadata ", "__proto__", "ключ", "\x00"} - known_fields(route.body):
         body = json.dumps(world.body(route.name, {name: 1})).encode()
         status, error = await world.refused(route.method, world.url(route.path), body)
 
@@ -468,7 +328,7 @@ async def test_wrong_values_are_refused_by_name(route: Route, world: World) -> N
         status, error = await world.refused(route.method, world.url(route.path), body)
 
         assert error["param"] == param, (change, error)
-        assert status == (404 if param == "id" else 400)
+        assert status == (404 if param in ("id", None) else 400)
 
 
 @with_body
@@ -486,6 +346,143 @@ async def test_every_field_refuses_every_type_that_is_not_its_own(route: Route, 
                 assert status == 400
                 assert str(error["param"]).startswith(item.encode_name)
         assert refusals > 0
+
+
+@pytest.mark.parametrize("depth", [17, 90, 150, 1000, 20_000])
+async def test_deep_filters_are_refused(depth: int, world: World) -> None:
+    filters = b'{"type":"and","filters":[' * depth + b'{"type":"eq","key":"a","value":1}' + b"]}" * depth
+    body = b'{"query":"whales","filters":%b}' % filters
+    status, error = await world.refused("POST", world.url(ROUTES["searchVectorStore"].path), body)
+
+    assert status == 400
+    assert "nested" in error["message"]
+
+
+# ---- forms -------------------------------------------------------------------------------------------------------------------------
+
+NO_FORM_TYPES = [
+    "",
+    "application/json",
+    "text/plain; boundary=b",
+    "application/x-www-form-urlencoded",
+    "multipart/mixed; boundary=b",
+    "multipart/form-data",
+    "multipart/form-data; boundary=",
+    "multipart/form-data; boundary=" + "b" * 201,
+    "multipart/form-data; boundary=b b",
+    "multipart/form-data; boundary=c",
+    "multipart/form-data; boundary=\u00e9",
+    "multipart/form-data; charset=utf-8",
+    "form-data; boundary=b",
+    "x",
+]
+
+
+@with_form
+async def test_bodies_that_say_they_are_no_form_are_refused(route: Route, world: World) -> None:
+    body = form_body(route, CASES[route.name].form or {})
+    for content_type in NO_FORM_TYPES:
+        status, error = await world.refused(route.method, world.url(route.path), **form_request(body, content_type))
+
+        assert status == 400
+        assert error["code"] in ("invalid_content_type", "invalid_multipart")
+
+
+def garbage_forms(route: Route) -> list[bytes]:
+    """Bodies that cannot be a form with a file."""
+    disposition = b'Content-Disposition: form-data; name="%b"' % route.file_field.encode()
+    begin, end = form_body(route, CASES[route.name].form or {}).removesuffix(b"--b--\r\n"), b"--b--\r\n"
+    return [
+        b"",
+        b" ",
+        b"{}",
+        b"purpose=assistants&file=x",
+        b"\x00" * 1000,
+        b"\xff\xfe",
+        b"\r\n" * 1000,
+        b"-" * 100_000,
+        b"--b",
+        b"--b--",
+        b"--b\r\n--b--\r\n",
+        b"--b\r\n\r\n\r\n--b--\r\n",
+        b"--b\n" + disposition.replace(b"\r", b"") + b"\n\nx\n--b--\n",
+        b"--c\r\n" + disposition + b"\r\n\r\nx\r\n--c--\r\n",
+        b"--b\r\n" + disposition,
+        b"--b\r\n" + disposition + b"\r\n\r\n",
+        b"--b\r\n" + disposition + b"\r\n\r\nx\r\n--b",
+        b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n",
+        b"--b\r\nContent-Type: text/plain\r\n\r\nx\r\n--b--\r\n",
+        b"--b\r\nno header at all\r\n\r\nx\r\n--b--\r\n",
+        b"--b\r\n: x\r\n" + disposition + b"\r\n\r\nx\r\n--b--\r\n",
+        b"--b\r\nX: " + b"x" * 20_000 + b"\r\n" + disposition + b"\r\n\r\nx\r\n--b--\r\n",
+        b"--b\r\n" + b"X: y\r\n" * 40_000 + disposition + b"\r\n\r\nx\r\n--b--\r\n",
+        begin,
+        begin + b"--b\r\n\r\nx\r\n" + end,
+        begin + file_part(route) + end,
+        begin + form_part("purpose", b"\xff") + end,
+        begin + form_part("purpose", b"p" * 300_000) + end,
+        begin + b"".join(form_part(f"field{number}", b"") for number in range(6000)) + end,
+        begin + form_part("purpose", b"x")[:20],
+    ]
+
+
+@with_form
+async def test_garbage_forms_are_refused(route: Route, world: World) -> None:
+    for body in garbage_forms(route):
+        status, error = await world.refused(route.method, world.url(route.path), **form_request(body))
+
+        assert status == 400, body[:100]
+        assert error["code"] in ("invalid_multipart", "missing_required_parameter", "invalid_value", "unknown_parameter"), body[:100]
+
+
+@with_form
+async def test_forms_that_end_too_early_are_refused(route: Route, world: World) -> None:
+    body = form_body(route, CASES[route.name].form or {})
+    for length in range(len(body) - len(b"\r\n")):
+        status, _ = await world.refused(route.method, world.url(route.path), **form_request(body[:length]))
+
+        assert status == 400
+
+
+@with_form
+async def test_forms_without_their_file_are_refused(route: Route, world: World) -> None:
+    fields = b"".join(form_part(name, value.encode()) for name, value in (CASES[route.name].form or {}).items())
+    for other in (b"", form_part(route.file_field + "s", b"x"), form_part("", b"x"), form_part(f"{route.file_field}[]", b"x")):
+        status, error = await world.refused(route.method, world.url(route.path), **form_request(fields + other + b"--b--\r\n"))
+
+        assert status == 400
+        if fields or other:  # else there is no part at all, which is not a form
+            assert (error["param"], error["code"]) == (route.file_field, "missing_required_parameter")
+    empty = fields + file_part(route, b"") + b"--b--\r\n"
+    status, error = await world.refused(route.method, world.url(route.path), **form_request(empty))
+    assert (status, error["param"], error["code"]) == (400, route.file_field, "empty_file")
+
+
+@with_form
+async def test_fields_of_forms_are_refused_by_name(route: Route, world: World) -> None:
+    case = CASES[route.name]
+    for name in ("file_ids", "Purpose", "purpose ", "__proto__", "ключ", "\x00", "a[b]", "a[b][c]", "a["):
+        status, error = await world.refused(
+            route.method, world.url(route.path), **form_request(form_body(route, {**(case.form or {}), name: "1"}))
+        )
+        assert (status, error["code"]) == (400, "unknown_parameter"), name
+    for name in case.form or {}:
+        rest = {field: value for field, value in (case.form or {}).items() if field != name}
+        status, error = await world.refused(route.method, world.url(route.path), **form_request(form_body(route, rest)))
+        assert (status, error["param"], error["code"]) == (400, name, "missing_required_parameter")
+    for change, param in case.wrong:
+        status, error = await world.refused(
+            route.method, world.url(route.path), **form_request(form_body(route, {**(case.form or {}), **change}))
+        )
+        assert (status, error["param"]) == (400, param), (change, error)
+
+
+async def test_a_wrong_purpose_is_refused_in_the_words_of_the_hosted_api(world: World) -> None:
+    purposes = "['fine-tune', 'assistants', 'batch', 'user_data', 'vision', 'evals']"
+    _, error = await world.refused("POST", "/files", **form_request(form_body(ROUTES["createFile"], {"purpose": "cats"})))
+
+    assert error["message"] == f"'cats' is not one of {purposes} - 'purpose'"
+    assert (error["param"], error["code"]) == ("purpose", None)
 
 
 # ---- nesting that the types allow --------------------------------------------------------------------------------------------------
@@ -555,26 +552,32 @@ QUERY_GARBAGE = [
     "unknown[]=1",
     "a" * 5000,
 ]
+# Of lists whose pages may be larger than the others'.
+LIMITS_MAX = {"listFiles": 10_000}
+# Any text will do: a purpose that no file has gives an empty list.
+FREE_QUERIES = {"purpose"}
 WRONG_QUERIES = {
-    "limit": ["0", "101", "-1", "1.5", "x", "%00", "1e2", "9" * 200, "0x10", "%D9%A1"],
+    "limit": ["0", "-1", "1.5", "x", "%00", "1e2", "9" * 200, "0x10", "%D9%A1"],
     "order": ["up", "ASC", "%00", "asc,desc"],
     "after": ["unknown", "%00", "%ff", "'", "a" * 3000],
     "before": ["unknown", "%00", "%ff", "'", "a" * 3000],
     "run_id": ["x", "%00", "thread_x"],
     "include": ["everything", "%00", "step_details"],
+    "filter": ["done", "%00", "Completed", "completed,failed"],
 }
 
 
 @with_query
 async def test_wrong_queries_are_refused_by_name(route: Route, world: World) -> None:
     assert route.query is not None
-    names = [item.encode_name for item in msgspec.structs.fields(route.query)]
-    assert set(names) <= set(WRONG_QUERIES)
+    names = known_fields(route.query) - FREE_QUERIES
+    assert names <= set(WRONG_QUERIES)
+    too_high = str(LIMITS_MAX.get(route.name, 100) + 1)
     for name in names:
-        for value in WRONG_QUERIES[name]:
+        for value in [*WRONG_QUERIES[name], *([too_high] if name == "limit" else [])]:
             bracketed = f"{name}[]" if name == "include" else name
             path = f"{world.url(route.path)}?{bracketed}={value}"
-            status, error = await world.refused(route.method, path, raw_good_body(world, route))
+            status, error = await world.refused(route.method, path, **good(world, route))
 
             if name in ("after", "before"):
                 assert status == 404
@@ -593,13 +596,17 @@ async def test_query_garbage_is_ignored(route: Route, world: World) -> None:
             assert response.status == 200, garbage
 
 
+@pytest.mark.parametrize("purpose", ["cats", "%00", "%ff", "'", "a" * 3000])
+async def test_unknown_purposes_have_no_files(purpose: str, world: World) -> None:
+    async with world.http.get(URL(f"{world.server}/v1/files?purpose={purpose}", encoded=True)) as response:
+        assert (response.status, (await response.json())["data"]) == (200, [])
+
+
 @pytest.mark.parametrize("key", ["", "k" * 256])
 async def test_wrong_idempotency_keys_are_refused(key: str, world: World) -> None:
     for route in ROUTES.values():
-        if route.method == "POST":
-            status, error = await world.refused(
-                "POST", world.url(route.path), raw_good_body(world, route), headers={"Idempotency-Key": key}
-            )
+        if route.method == "POST" and route.form is None:  # a form is not kept, so there the header means nothing
+            status, error = await world.refused("POST", world.url(route.path), headers={"Idempotency-Key": key}, **good(world, route))
 
             assert (status, error["param"], error["code"]) == (400, "Idempotency-Key", "invalid_value")
 
@@ -616,12 +623,13 @@ async def test_wrong_positions_in_a_stream_are_refused(position: str, world: Wor
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.wrong_state])
 async def test_calls_that_do_not_fit_the_state_are_refused(name: str, world: World) -> None:
-    assert CASES[name].wrong_state is not None
-    thread, message = CASES[name].wrong_state
-    status, error = await world.refused(ROUTES[name].method, world.url(ROUTES[name].path, thread), raw_good_body(world, ROUTES[name]))
+    route, wrong_state = ROUTES[name], CASES[name].wrong_state
+    assert wrong_state is not None
+    objects, message, *code = wrong_state
+    status, error = await world.refused(route.method, world.url(route.path, objects), **good(world, route))
 
-    assert (status, error["param"], error["code"]) == (400, None, None)
-    assert error["message"] == message.format(**world.ids[thread])
+    assert (status, error["param"], error["code"]) == (400, None, code[0] if code else None)
+    assert error["message"] == message.format(**world.ids[objects])
 
 
 async def test_outputs_for_other_calls_than_the_pending_ones_are_refused(world: World) -> None:
@@ -635,18 +643,37 @@ async def test_outputs_for_other_calls_than_the_pending_ones_are_refused(world: 
 
 async def test_objects_are_gone_after_they_were_deleted(shared_world: World) -> None:
     http, gone = shared_world.http, {}
-    for path, body in (("/v1/assistants", {"model": "m"}), ("/v1/threads", {})):
+    for path, body in (("/v1/assistants", {"model": "m"}), ("/v1/threads", {}), ("/v1/vector_stores", {})):
         async with http.post(path, json=body) as response:
             gone[path] = f"{path}/{(await response.json())['id']}"
         async with http.delete(gone[path]) as response:
             assert response.status == 200
+    stores = gone["/v1/vector_stores"]
+    below = (f"{gone['/v1/threads']}/messages", f"{gone['/v1/threads']}/runs", f"{stores}/files", f"{stores}/search")
     for method in ("GET", "POST", "DELETE"):
-        for path in (*gone.values(), f"{gone['/v1/threads']}/messages", f"{gone['/v1/threads']}/runs"):
-            if method == "DELETE" and path not in gone.values():
+        for path in (*gone.values(), *below):
+            if (method == "DELETE" and path in below) or (method == "GET" and path.endswith("/search")):
                 continue
-            data = b'{"role":"user","content":"x"}' if path.endswith("/messages") else b"{}"
+            bodies = {"messages": b'{"role":"user","content":"x"}', "files": b'{"file_id":"file-x"}', "search": b'{"query":"x"}'}
+            data = bodies.get(path.rpartition("/")[2], b"{}")
             if path.endswith("/runs") and method == "POST":
                 continue  # it needs an assistant that is there
             async with http.request(method, path, data=data if method == "POST" else None) as response:
                 assert response.status == 404
                 checked_error(await response.read())
+
+
+async def test_files_are_gone_after_they_were_deleted(shared_world: World) -> None:
+    http = shared_world.http
+    async with http.post("/v1/files", **form_request(form_body(ROUTES["createFile"], {"purpose": "assistants"}))) as response:
+        path = f"/v1/files/{(await response.json())['id']}"
+    store = shared_world.url("/v1/vector_stores/{vector_store_id}")
+    async with http.post(f"{store}/files", json={"file_id": path.rpartition("/")[2]}) as response:
+        assert response.status == 200
+    async with http.delete(path) as response:
+        assert response.status == 200
+    in_store = f"{store}/files/{path.rpartition('/')[2]}"
+    for method, gone in (("GET", path), ("GET", f"{path}/content"), ("DELETE", path), ("GET", in_store), ("DELETE", in_store)):
+        async with http.request(method, gone) as response:
+            assert response.status == 404
+            checked_error(await response.read())

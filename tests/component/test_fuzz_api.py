@@ -6,6 +6,8 @@ requests; the heavy one sends others each time.
 
 import contextlib
 import json
+import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,6 +39,9 @@ OPERATIONS = [
 ]
 generated = pytest.mark.parametrize(("name", "mode"), OPERATIONS, ids=[f"{name}-{mode.value}" for name, mode in OPERATIONS])
 TIMEOUT_SECONDS = 20
+FILE_TEXT = "Whales sing long songs under water."
+# They use up what they are aimed at.
+ENDING = ("delete", "completeUpload", "cancelUpload")
 
 
 class FuzzedServer:
@@ -60,9 +65,28 @@ class FuzzedServer:
         self.ids["run_id"] = self._call("GET", f"{thread}/runs")["data"][0]["id"]
         self.ids["message_id"] = self._call("GET", f"{thread}/messages")["data"][0]["id"]
         self.ids["step_id"] = self._call("GET", f"{thread}/runs/{self.ids['run_id']}/steps")["data"][0]["id"]
+        self._create_files()
 
-    def _call(self, method: str, path: str, body: Any = None) -> Any:
-        response = self.session.request(method, f"{self.address}{path}", json=body, timeout=TIMEOUT_SECONDS)
+    def _create_files(self) -> None:
+        """A vector store with a file that came in a batch and has been ingested, and an upload with its part."""
+        whole = {"filename": "a.txt", "purpose": "assistants", "bytes": len(FILE_TEXT), "mime_type": "text/plain"}
+        self.ids["file_id"] = self._call("POST", "/v1/files", {"purpose": "assistants"}, form_file=("file", FILE_TEXT))["id"]
+        self.ids["upload_id"] = self._call("POST", "/v1/uploads", whole)["id"]
+        self.ids["part_id"] = self._call("POST", f"/v1/uploads/{self.ids['upload_id']}/parts", {}, form_file=("data", FILE_TEXT))["id"]
+        self.ids["vector_store_id"] = self._call("POST", "/v1/vector_stores", {})["id"]
+        batches = f"/v1/vector_stores/{self.ids['vector_store_id']}/file_batches"
+        batch = self._call("POST", batches, {"file_ids": [self.ids["file_id"]]})
+        self.ids["batch_id"] = batch["id"]
+        give_up_at = time.monotonic() + TIMEOUT_SECONDS
+        while batch["status"] == "in_progress" and time.monotonic() < give_up_at:
+            time.sleep(0.02)
+            batch = self._call("GET", f"{batches}/{batch['id']}")
+        assert batch["file_counts"]["completed"] == 1
+
+    def _call(self, method: str, path: str, body: Any = None, form_file: tuple[str, str] | None = None) -> Any:
+        """form_file: field and text of the file, when the request is a form."""
+        sent = {"json": body} if form_file is None else {"data": body, "files": {form_file[0]: ("a.txt", form_file[1])}}
+        response = self.session.request(method, f"{self.address}{path}", timeout=TIMEOUT_SECONDS, **sent)
         assert response.status_code == 200, response.text
         return response.json()
 
@@ -70,8 +94,24 @@ class FuzzedServer:
         """Make a generated request name objects that exist."""
         for name in case.path_parameters or {}:
             case.path_parameters[name] = self.ids[name]
-        if isinstance(case.body, dict) and "assistant_id" in case.body:
-            case.body["assistant_id"] = self.ids["assistant_id"]
+        if isinstance(case.body, dict):
+            self._aim_members(case.body)
+        if "Range" in (case.headers or {}):  # no generated text is one
+            case.headers["Range"] = f"bytes={2 * len(str(case.headers['Range']))}-"
+
+    def _aim_members(self, value: Any) -> None:
+        """Put ids of objects that exist where they are wanted, at any depth; a list of ids becomes one of one id."""
+        if isinstance(value, list):
+            for item in value:
+                self._aim_members(item)
+        elif isinstance(value, dict):
+            for name, member in value.items():
+                if name in self.ids:
+                    value[name] = self.ids[name]
+                elif name.removesuffix("s") in self.ids and isinstance(member, list):
+                    value[name] = [self.ids[name.removesuffix("s")]] * min(1, len(member))
+                else:
+                    self._aim_members(member)
 
     def is_served(self) -> bool:
         return self._call("GET", "/health") == {"status": "ok"}
@@ -94,7 +134,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FuzzedServer]:
 def fuzz(server: FuzzedServer, name: str, mode: GenerationMode, settings: hypothesis.settings) -> None:
     """Send generated requests to an operation and check the answers."""
     operation = server.schema.find_operation_by_id(name)
-    if name.startswith("delete"):
+    if name.startswith(ENDING):
         server.create_objects()
 
     @hypothesis.given(case=operation.as_strategy(generation_mode=mode), is_aimed=st.booleans())
@@ -105,18 +145,34 @@ def fuzz(server: FuzzedServer, name: str, mode: GenerationMode, settings: hypoth
         response = case.call(base_url=f"{server.address}/v1", session=server.session, timeout=TIMEOUT_SECONDS)
         if response.status_code in (404, 405) and response.json()["error"]["message"].startswith(("Invalid URL", "Not allowed to")):
             hypothesis.reject()  # a generated id that bends the path: another operation, or none
-        is_stream = response.headers["content-type"] == ["text/event-stream; charset=utf-8"]
+        is_stream = response.headers.get("content-type") == ["text/event-stream; charset=utf-8"]
         # What a stream's single events look like cannot be said in OpenAPI 3.1.
         case.validate_response(response, checks=CHECKS, excluded_checks=[response_schema_conformance] if is_stream else [])
-        if response.status_code != 200:
+        if name == "downloadFile" and response.status_code in (200, 206, 304):
+            check_download(response)
+        elif response.status_code != 200:
             checked_error(response.content)
 
     try:
         check()
     finally:
         assert server.is_served()
-    if name.startswith("delete"):
+    if name.startswith(ENDING):
         server.create_objects()
+
+
+def check_download(response: schemathesis.Response) -> None:
+    """It is the file, or the part of it that the answer says."""
+    text = FILE_TEXT.encode()
+    if response.status_code == 304:
+        assert (response.content, response.headers.get("content-type")) == (b"", None)
+        return
+    start, end = 0, len(text)
+    if response.status_code == 206:
+        part = re.fullmatch(rf"bytes ([0-9]+)-([0-9]+)/{len(text)}", response.headers["content-range"][0])
+        assert part is not None
+        start, end = int(part[1]), int(part[2]) + 1
+    assert response.content == text[start:end]
 
 
 def settings_of(max_examples: int, *, derandomize: bool) -> hypothesis.settings:

@@ -45,6 +45,22 @@ OFFICIAL = {
     "addUploadPart": "POST /uploads/{upload_id}/parts",
     "completeUpload": "POST /uploads/{upload_id}/complete",
     "cancelUpload": "POST /uploads/{upload_id}/cancel",
+    "createVectorStore": "POST /vector_stores",
+    "listVectorStores": "GET /vector_stores",
+    "getVectorStore": "GET /vector_stores/{vector_store_id}",
+    "modifyVectorStore": "POST /vector_stores/{vector_store_id}",
+    "deleteVectorStore": "DELETE /vector_stores/{vector_store_id}",
+    "searchVectorStore": "POST /vector_stores/{vector_store_id}/search",
+    "createVectorStoreFile": "POST /vector_stores/{vector_store_id}/files",
+    "listVectorStoreFiles": "GET /vector_stores/{vector_store_id}/files",
+    "getVectorStoreFile": "GET /vector_stores/{vector_store_id}/files/{file_id}",
+    "updateVectorStoreFileAttributes": "POST /vector_stores/{vector_store_id}/files/{file_id}",
+    "deleteVectorStoreFile": "DELETE /vector_stores/{vector_store_id}/files/{file_id}",
+    "retrieveVectorStoreFileContent": "GET /vector_stores/{vector_store_id}/files/{file_id}/content",
+    "createVectorStoreFileBatch": "POST /vector_stores/{vector_store_id}/file_batches",
+    "getVectorStoreFileBatch": "GET /vector_stores/{vector_store_id}/file_batches/{batch_id}",
+    "cancelVectorStoreFileBatch": "POST /vector_stores/{vector_store_id}/file_batches/{batch_id}/cancel",
+    "listFilesInVectorStoreBatch": "GET /vector_stores/{vector_store_id}/file_batches/{batch_id}/files",
 }
 EXTENSIONS = {
     "listThreads": "GET /threads",
@@ -180,6 +196,11 @@ def test_the_key_is_needed_where_it_is(document: dict[str, Any]) -> None:
         ("CreateRun", {"assistant_id"}),
         ("CreateThreadAndRun", {"assistant_id"}),
         ("SubmitToolOutputs", {"tool_outputs"}),
+        ("CreateUpload", {"filename", "purpose", "bytes", "mime_type"}),
+        ("CompleteUpload", {"part_ids"}),
+        ("SearchVectorStore", {"query"}),
+        ("CreateVectorStoreFile", {"file_id"}),
+        ("ModifyVectorStoreFile", {"attributes"}),
     ],
 )
 def test_required_fields_of_requests(schema: str, required: set[str], document: dict[str, Any]) -> None:
@@ -219,7 +240,16 @@ def test_objects_have_the_fields_that_the_sdks_read(document: dict[str, Any]) ->
     assert schemas["RunStep"]["properties"]["object"]["enum"] == ["thread.run.step"]
     assert schemas["Thread"]["properties"]["object"]["enum"] == ["thread"]
     assert schemas["Assistant"]["properties"]["object"]["enum"] == ["assistant"]
-    for name in ("AssistantList", "ThreadList", "MessageList", "RunList", "RunStepList"):
+    assert schemas["File"]["properties"]["object"]["enum"] == ["file"]
+    assert schemas["Upload"]["properties"]["object"]["enum"] == ["upload"]
+    assert schemas["VectorStore"]["properties"]["object"]["enum"] == ["vector_store"]
+    assert schemas["VectorStoreFile"]["properties"]["object"]["enum"] == ["vector_store.file"]
+    assert schemas["FileBatch"]["properties"]["object"]["enum"] == ["vector_store.file_batch"]
+    assert schemas["FileContent"]["properties"]["object"]["enum"] == ["vector_store.file_content.page"]
+    assert schemas["SearchResultsPage"]["properties"]["object"]["enum"] == ["vector_store.search_results.page"]
+    assert set(schemas["FileCounts"]["required"]) == {"in_progress", "completed", "failed", "cancelled", "total"}
+    lists = ("AssistantList", "ThreadList", "MessageList", "RunList", "RunStepList", "FileList", "VectorStoreList", "VectorStoreFileList")
+    for name in lists:
         assert set(schemas[name]["required"]) == {"object", "data", "first_id", "last_id", "has_more"}
     assert set(schemas["ErrorBody"]["required"]) == {"message", "type", "param", "code"}
 

@@ -70,7 +70,13 @@ def test_empty_variables_of_the_sdk_count_as_not_set(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("item", described_settings(), ids=lambda item: item.name)
 def test_every_setting_can_be_given_as_text(item: dataclasses.Field[Any]) -> None:
-    examples = {"host": "::1", "log_level": "error", "openai_base_url": "http://127.0.0.1:1/v1", "data_dir": "/srv/data"}
+    examples = {
+        "host": "::1",
+        "log_level": "error",
+        "openai_base_url": "http://127.0.0.1:1/v1",
+        "data_dir": "/srv/data",
+        "parse_memory_bytes_max": "100000000",
+    }
     typical = {bool: "true", int: "5000", float: "31.5", str: "text", tuple: "first, second,,"}
     text = examples.get(item.name, typical.get(type(item.default), ""))
 

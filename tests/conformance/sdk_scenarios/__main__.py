@@ -8,10 +8,10 @@ import traceback
 
 import openai
 
-from tests.conformance.sdk_scenarios import resources, runs, streams, tools
+from tests.conformance.sdk_scenarios import files, resources, runs, searches, streams, tools
 from tests.conformance.sdk_scenarios.client import Sdk
 
-SCENARIOS = [*resources.SCENARIOS, *runs.SCENARIOS, *tools.SCENARIOS, *streams.SCENARIOS]
+SCENARIOS = [scenario for module in (resources, files, runs, tools, streams, searches) for scenario in module.SCENARIOS]
 SCENARIO_TIMEOUT_SECONDS = 30.0
 
 
