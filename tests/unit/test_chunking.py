@@ -1,5 +1,6 @@
 """Passages: never more tokens than allowed, together the whole text, and cut where a reader would."""
 
+import random
 import re
 import time
 from itertools import pairwise
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from mini_assistant.models.tokens import count_tokens
 from mini_assistant.vector_stores.chunking import CHUNK_TOKENS_MIN, chunk_document
 from mini_assistant.vector_stores.indexes.base import Passage
-from mini_assistant.vector_stores.parsers.base import Page, ParsedDocument
+from mini_assistant.vector_stores.parsers.base import Page, ParsedDocument, ParseFailed
 
 PARTS = st.sampled_from(
     [
@@ -149,3 +150,22 @@ def test_two_megabytes_of_prose_take_less_than_three_seconds() -> None:
     assert len(text) > 2_000_000
     assert len(passages) > 1000
     assert taken < 3, f"{len(text) / taken / 1e6:.2f} MB/s"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    parts=st.lists(PARTS | st.sampled_from(["\n/x", "*/\n/**\n", "\r", "。」abc", "12.5 ", "ABCdef's "]), min_size=2, max_size=12),
+    seed=st.randoms(),
+)
+def test_long_texts_keep_to_the_limit_too(parts: list[str], seed: random.Random) -> None:
+    """Longer passages are not counted anew: their lines are, and what is cut off at their edges."""
+    text = "".join(seed.choices(parts, k=1500))
+    chunk_tokens_max = seed.choice([100, 200, 800])
+    check(text, chunk(text, chunk_tokens_max, chunk_tokens_max // 2), chunk_tokens_max)
+
+
+def test_a_document_may_have_no_more_tokens_than_the_limit() -> None:
+    document = ParsedDocument(" a" * 100)
+    assert len(chunk_document(document, 800, 400, document_tokens_max=100)) == 1
+    with pytest.raises(ParseFailed, match="too large"):
+        chunk_document(document, 800, 400, document_tokens_max=99)

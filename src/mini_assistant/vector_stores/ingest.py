@@ -20,7 +20,6 @@ from mini_assistant.db.tables import summary_vectors, vector_stores
 from mini_assistant.files.store import FileRecord as UploadedFile
 from mini_assistant.files.store import get_file_or_none
 from mini_assistant.models.embeddings.base import Vectors
-from mini_assistant.models.tokens import count_tokens
 from mini_assistant.services import Services
 from mini_assistant.vector_stores.chunking import chunk_document
 from mini_assistant.vector_stores.indexes.base import Passage, StoreScope
@@ -34,12 +33,9 @@ log = logging.getLogger("mini_assistant.ingest")
 INTERNAL_ERROR = "An internal error occurred."
 """What the owner of a file is told of a failure that is nobody's business outside. Source: behaviour §6."""
 
-_TOO_LARGE = "The file could not be parsed because it is too large."
 _NO_TEXT = "The file could not be parsed. It has no text."
 
 _COPIES_FOLDER = "ingest"
-_CHARACTERS_PER_COUNT = 100_000
-_TOKENS_PER_CHARACTER_MAX = 4  # a token has at least one byte of UTF-8
 # Enough for an embedder to be busy with, few enough that a file that is cancelled is soon left alone.
 _PASSAGES_PER_CALL = 256
 
@@ -132,23 +128,8 @@ def _passages_of(document: ParsedDocument, record: FileRecord, tokens_max: int) 
     """The passages of a document, at least one. Raises ParseFailed."""
     if not document.text.strip():
         raise ParseFailed("invalid_file", _NO_TEXT)
-    if _has_more_tokens(document.text, tokens_max):
-        raise ParseFailed("invalid_file", _TOO_LARGE)
     static = record.file.chunking_strategy.static
-    return chunk_document(document, static.max_chunk_size_tokens, static.chunk_overlap_tokens)
-
-
-def _has_more_tokens(text: str, tokens_max: int) -> bool:
-    """Whether a text is longer than that, give or take one token in a hundred thousand characters."""
-    if len(text) * _TOKENS_PER_CHARACTER_MAX <= tokens_max:
-        return False
-    tokens = 0
-    # The tokenizer lets nobody else run meanwhile, so it is given a little at a time.
-    for first in range(0, len(text), _CHARACTERS_PER_COUNT):
-        tokens += count_tokens(text[first : first + _CHARACTERS_PER_COUNT])
-        if tokens > tokens_max:
-            return True
-    return False
+    return chunk_document(document, static.max_chunk_size_tokens, static.chunk_overlap_tokens, document_tokens_max=tokens_max)
 
 
 async def _embed(services: Services, texts: Sequence[str]) -> Vectors:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mini_assistant.vector_stores.indexes.analyzer import split_words, terms_of
+from mini_assistant.vector_stores.indexes.shared_text import shared_pieces
 
 POSTINGS_PASSAGES_MAX = 65_536
 
@@ -60,15 +61,20 @@ def hashes_of(terms: Iterable[str]) -> NDArray[np.uint64]:
 
 
 def build_postings(texts: Sequence[str]) -> Postings:
-    """Count the terms of passages, with the newest analyzer. texts: at most `POSTINGS_PASSAGES_MAX`."""
+    """Count the terms of passages, with the newest analyzer. texts: at most `POSTINGS_PASSAGES_MAX`.
+
+    What a text shares with the end of the text before it is analysed once.
+    """
     # A word becomes a number in C for every occurrence, and terms in Python only once.
     number_of: defaultdict[str, int] = defaultdict(count().__next__)
-    numbers: list[list[int]] = []
-    for text in texts:
-        numbers.append(list(map(number_of.__getitem__, split_words(text))))
-    word_counts = np.fromiter(map(len, numbers), np.int64, len(numbers))
-    words = np.fromiter(chain.from_iterable(numbers), np.int64, int(word_counts.sum()))
-    passages = np.repeat(np.arange(len(numbers), dtype=np.int64), word_counts)
+    pieces, spans = shared_pieces(texts)
+    numbers = [list(map(number_of.__getitem__, split_words(piece))) for piece in pieces]
+    piece_ends = np.cumsum([0, *map(len, numbers)])
+    words = np.fromiter(chain.from_iterable(numbers), np.int64, int(piece_ends[-1]))
+    first_words, end_words = piece_ends[np.array(spans, np.int64).reshape(-1, 2)].T
+    word_counts = end_words - first_words
+    words = words[np.repeat(first_words, word_counts) + _places_within(word_counts)]
+    passages = np.repeat(np.arange(len(texts), dtype=np.int64), word_counts)
 
     hashes_by_word = list(map(_hashes_of_word, number_of))
     per_word = np.fromiter(map(len, hashes_by_word), np.int64, len(hashes_by_word))
@@ -79,7 +85,7 @@ def build_postings(texts: Sequence[str]) -> Postings:
     occurrences = term_numbers[np.repeat(first[words], repeats) + _places_within(repeats)]
     passages = np.repeat(passages, repeats)
     keys, frequencies = np.unique(occurrences * POSTINGS_PASSAGES_MAX + passages, return_counts=True)
-    lengths = np.bincount(passages, minlength=len(numbers))
+    lengths = np.bincount(passages, minlength=len(texts))
     starts = np.searchsorted(keys, np.arange(len(terms) + 1, dtype=np.int64) * POSTINGS_PASSAGES_MAX)
     return Postings(
         terms=terms,
