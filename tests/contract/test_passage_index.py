@@ -163,8 +163,7 @@ def oracle(store: Store, query: IndexQuery) -> dict[tuple[int, int], float]:
         norm = 1.2 * (0.25 + 0.75 * lengths[key] / mean_length)
         bm25 = sum(idf[term] * 2.2 * terms[key][term] / (terms[key][term] + norm) for term in asked if term in terms[key])
         text[key] = bm25 / (2.2 * sum(idf.values())) if asked else 0.0
-    scores = _fused(query, dense, text) if query.embedding_weight is not None else {key: (dense[key] + text[key]) / 2 for key in dense}
-    return {key: scores[key] + query.boosts.get(key[0], 0.0) for key in scores}
+    return _fused(query, dense, text) if query.embedding_weight is not None else {key: (dense[key] + text[key]) / 2 for key in dense}
 
 
 def _fused(query: IndexQuery, dense: dict[Any, float], text: dict[Any, float]) -> dict[Any, float]:
@@ -277,19 +276,6 @@ async def test_the_same_text_and_vector_score_nearly_one_half_each(bench: Bench)
     assert 0.4 < found.score <= 0.5
 
 
-async def test_boosts_lift_their_files_and_exclude_nothing(bench: Bench) -> None:
-    store = await bench.new_store("vs_1")
-    file_seqs = await bench.add_some(store, 30)
-    boosts = {file_seqs[3]: 0.2, file_seqs[20]: 0.05, 10**9: 0.5}
-    for weights in ({}, {"embedding_weight": 1.0, "text_weight": 0.0}, {"embedding_weight": 0.5, "text_weight": 0.5}):
-        query = bench.query(boosts=boosts, limit=25, **weights)
-        check_against_oracle(store, query, await bench.index.search(store.scope, query))
-    everything = await bench.search(store, boosts={file_seqs[0]: 5.0}, limit=1000)
-    assert len(everything) == sum(map(len, store.files.values()))
-    assert everything[0].score == 1.0
-    assert all(0.0 <= hit.score <= 1.0 for hit in everything)
-
-
 async def test_equal_passages_come_in_the_order_of_their_files(bench: Bench) -> None:
     store = await bench.new_store("vs_1")
     vector = bench.vectors(1)
@@ -334,7 +320,6 @@ async def test_a_large_store_of_near_neighbours_is_searched_exactly(bench: Bench
         {},
         {"text": ""},
         {"file_seqs": file_seqs[:2]},
-        {"boosts": {file_seqs[1]: 0.01}},
         {"embedding_weight": 1.0, "text_weight": 0.0},
         {"embedding_weight": 1.0, "text_weight": 0.0, "file_seqs": file_seqs[1:]},
         {"embedding_weight": 0.5, "text_weight": 0.5},

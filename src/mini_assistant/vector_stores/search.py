@@ -29,7 +29,7 @@ log = logging.getLogger("mini_assistant.search")
 
 # What a file's summary can add to the score of its passages at most. It settles what is close: the gap between neighbouring good
 # passages is of this size, while that between a good and a poor one is several times as large.
-_SUMMARY_BOOST_MAX = 0.1
+_SUMMARY_BOOST_MAX = 0.08
 # Passages are fetched beyond the limit, so that the summaries and the re-ranker have something to lift.
 _CANDIDATES_BEYOND = 10
 _CANDIDATES_PER_RESULT = 2

@@ -1,7 +1,7 @@
 """The seam to the index of passages: it lives in the same database as the rows, so both change in one transaction."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from mini_assistant.db.base import Bound
@@ -30,7 +30,7 @@ class IndexQuery:
 
     vector: one row, made by the embedder of the store. limit: the most hits wanted. file_seqs: rows of `vector_store_files` that may be
     found; None for all. embedding_weight, text_weight: rank by weighted reciprocal rank fusion instead of the default score; both or
-    neither. boosts: by file row, what is added to the score of its passages (0..1 in the end); empty for none.
+    neither.
     """
 
     text: str
@@ -39,7 +39,6 @@ class IndexQuery:
     file_seqs: Collection[int] | None = None
     embedding_weight: float | None = None
     text_weight: float | None = None
-    boosts: Mapping[int, float] = field(default_factory=dict[int, float])
 
 
 class Hit(NamedTuple):

@@ -1,6 +1,6 @@
 """A search of a snapshot: all passages are scored by vector and by words, and the best of those that may be found are picked."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -40,12 +40,10 @@ def search_snapshot(snapshot: Snapshot, query: IndexQuery) -> list[Found]:
     places = _allowed_places(snapshot, query.file_seqs)
     if query.embedding_weight is None or query.text_weight is None:
         return _best_by_mean(snapshot, query, places)
-    if query.text_weight == 0 and query.embedding_weight > 0 and not query.boosts:
+    if query.text_weight == 0 and query.embedding_weight > 0:
         return _best_by_vector(snapshot, query, places)
     dense, text = _picked(_dense_scores(snapshot, query.vector), places), _text_scores(snapshot, query.text)
     scores = fused_ranks(dense, None if text is None else _picked(text, places), query.embedding_weight, query.text_weight)
-    if query.boosts:
-        scores += _picked(_boosts(snapshot, query.boosts), places)
     chosen = best_of(scores, query.limit)
     return _in_order(snapshot, scores[chosen], chosen if places is None else places[chosen], query.limit)
 
@@ -55,9 +53,6 @@ def _best_by_mean(snapshot: Snapshot, query: IndexQuery, places: Places | None) 
     rest = _text_scores(snapshot, query.text)
     if rest is not None:
         rest *= np.float32(0.5)
-    if query.boosts:
-        boosts = _boosts(snapshot, query.boosts)
-        rest = boosts if rest is None else rest + boosts
     dense, error = _nearly_dense_scores(snapshot, query.vector)
     dense *= np.float32(0.5)
     if rest is not None:
@@ -179,16 +174,6 @@ def _alive_matches(part: Part, match: TermMatch | None) -> int:
     if part.is_alive_passage is None:
         return len(match.passages)
     return int(np.count_nonzero(part.is_alive_passage[match.passages]))
-
-
-def _boosts(snapshot: Snapshot, boosts: Mapping[int, float]) -> Scores:
-    boosted = np.fromiter(boosts.keys(), np.int64, len(boosts))
-    values = np.fromiter(boosts.values(), np.float32, len(boosts))[np.argsort(boosted)]
-    boosted.sort()
-    file_seqs = snapshot.segments[:, 1]
-    nearest = np.minimum(np.searchsorted(boosted, file_seqs), len(boosted) - 1)
-    by_segment = np.where(boosted[nearest] == file_seqs, values[nearest], np.float32(0))
-    return np.repeat(by_segment, snapshot.segments[:, 3])
 
 
 def _in_order(snapshot: Snapshot, scores: Scores, places: Places, limit: int) -> list[Found]:
