@@ -11,7 +11,7 @@ from pathlib import Path
 
 import uvloop
 
-from bench import crud, footprint, load, machine, overhead, relay, store
+from bench import crud, files, footprint, index, ingest, load, machine, overhead, parsing, quality, relay, store
 from bench.report import Row, heading, line
 from bench.scale import FULL, QUICK, Scale
 
@@ -22,6 +22,11 @@ MEASUREMENTS: dict[str, Callable[[Scale], AsyncIterator[Row]]] = {
     "overhead": overhead.rows,
     "load": load.rows,
     "footprint": footprint.rows,
+    "files": files.rows,
+    "parsing": parsing.rows,
+    "ingest": ingest.rows,
+    "index": index.rows,
+    "quality": quality.rows,
 }
 
 

@@ -28,6 +28,17 @@ ROWS = [
     "start-up CPU, new database",
     "idle PSS, no built-in model",
     "PSS after 75 requests",
+    "64 MB upload, growth of memory",
+    "64 MB download, growth of memory",
+    "index: 4,000 passages, dense",
+    "index: 4,000 passages, hybrid + filter",
+    "index: 50 stores of 10 passages",
+    "ingest: text files",
+    "parse a large PDF",
+    "parse a small file, first / next",
+    "quality: cranfield",
+    "quality: debian-faq",
+    "quality: python-faq",
 ]
 
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the benchmarks read /proc")
@@ -71,4 +82,4 @@ def test_one_measurement_can_be_chosen() -> None:
 def test_an_unknown_measurement_is_refused_with_the_known_ones() -> None:
     done = run_bench("relais")
     assert done.returncode == 2
-    assert "unknown: relais; known: crud, store, relay, overhead, load, footprint" in done.stderr
+    assert "unknown: relais; known: crud, store, relay, overhead, load, footprint, files, parsing, ingest, index, quality" in done.stderr
