@@ -243,8 +243,7 @@ def _uvicorn_config(settings: Settings, api: Callable[..., object]) -> uvicorn.C
         log_config=None,
         server_header=False,
         date_header=False,
-        # Longer than clients keep idle connections, so that they, and not this server, close them.
-        timeout_keep_alive=75,
+        timeout_keep_alive=settings.idle_connection_seconds,
         # Open streams are ended after `shutdown_grace_seconds`; what is still there then is cut off.
         timeout_graceful_shutdown=int(settings.shutdown_grace_seconds) + 3,
     )

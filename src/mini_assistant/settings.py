@@ -67,6 +67,9 @@ class Settings:
     body_bytes_max: int = _setting(16 * 1024 * 1024, "Largest JSON body of a request; above it the answer is 413.", minimum=1024)
     head_bytes_max: int = _setting(128 * 1024, "Largest request line and headers together; above it the answer is 431.", minimum=1024)
     body_timeout_seconds: float = _setting(60.0, "Longest pause while a request's body arrives.", minimum=0.1)
+    idle_connection_seconds: int = _setting(
+        75, "How long a connection may wait for its next request; longer than clients keep theirs, so that they end it.", minimum=1
+    )
     idempotency_ttl_seconds: int = _setting(86_400, "How long an `Idempotency-Key` is remembered.", minimum=1)
     deleted_cursor_ttl_seconds: int = _setting(
         86_400, "How long a deleted object's id still works as `after` or `before` in lists.", minimum=0

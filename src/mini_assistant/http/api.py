@@ -29,11 +29,13 @@ from mini_assistant.services import Services
 
 log = logging.getLogger("mini_assistant.http")
 
+_VERSION = (b"openai-version", b"2020-10-01")
+_JSON = (b"content-type", b"application/json")
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
-    (b"openai-version", b"2020-10-01"),
+    _VERSION,
 ]
 # Official SDKs poll again after this long; an embedded run is usually done by then.
 _POLL_HEADER = (b"openai-poll-after-ms", b"500")
@@ -72,13 +74,16 @@ class Api:
         status = 200
         try:
             answer = await self._answer(exchange)
-            if isinstance(answer, RunStream):
+            if isinstance(answer, str):
+                body = answer.encode()
+            elif isinstance(answer, RunStream):
                 await self._stream(await open_run_stream(self._services, answer), exchange, send)
                 return
-            if isinstance(answer, Download):
+            elif isinstance(answer, Download):
                 await self._download(await open_download(self._services.blobs, answer, exchange.headers), exchange, send)
                 return
-            body = answer if isinstance(answer, bytes) else answer.encode()
+            else:
+                body = answer
         except ClientLeft:
             return
         except AppError as exc:
@@ -146,9 +151,9 @@ class Api:
         exchange.is_polled = route.polled
 
         query = None if route.query is None else decode_query(route.query, scope["query_string"])
-        raw = b"" if route.body is None else await self._read_body(exchange)
-        body = None
+        raw, body = b"", None
         if route.body is not None:
+            raw = await self._read_body(exchange)
             body = decode_body(self._decoders[route.body], b"{}" if route.body_optional and not raw else raw)
         elif route.form is not None:
             body = self._form(exchange, route.file_field)
@@ -234,18 +239,15 @@ def _is_about_files(path: str) -> bool:
 
 def _answer_headers(exchange: _Exchange, elapsed_ms: int) -> list[tuple[bytes, bytes]]:
     return [
-        (b"openai-version", b"2020-10-01"),
+        _VERSION,
         (b"x-request-id", exchange.request_id.encode()),
         (b"openai-processing-ms", b"%d" % elapsed_ms),
     ]
 
 
 def _json_headers(exchange: _Exchange, status: int, body: bytes, elapsed_ms: int) -> list[tuple[bytes, bytes]]:
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        *_answer_headers(exchange, elapsed_ms),
-    ]
+    headers = _answer_headers(exchange, elapsed_ms)
+    headers += (_JSON, (b"content-length", b"%d" % len(body)))
     if exchange.is_polled:
         headers.append(_POLL_HEADER)
     if status >= 400:

@@ -1,6 +1,8 @@
 """A client's connection: uvicorn's, with a limit on the head of a request and our envelope for what is no HTTP at all.
 
-The limit bounds the memory that a client without a key can take; uvicorn has one for its other parser only.
+The limit bounds the memory that a client without a key can take; uvicorn has one for its other parser only. And a connection has one
+timer for its idle time: uvicorn sets one with each answer and takes it back with the next request, which costs more than all that the
+API does to find out what is asked.
 """
 
 import asyncio
@@ -29,6 +31,7 @@ class HttpConnection(HttpToolsProtocol):
 
     head_bytes_max: ClassVar[int]
     _head_bytes = 0
+    _idle_since = 0.0
 
     @classmethod
     def with_limit(cls, head_bytes_max: int) -> "type[HttpConnection]":
@@ -39,6 +42,33 @@ class HttpConnection(HttpToolsProtocol):
         super().connection_made(transport)
         # A reader that takes nothing holds what was written to it: closing in order would wait for that reader.
         self.app_state = {**self.app_state, ABORT: transport.abort}
+        self._idle_since = self.loop.time()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+
+    def on_response_complete(self) -> None:
+        if self.pipeline or self.transport.is_closing():
+            super().on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        self.flow.resume_reading()
+        self._idle_since = self.loop.time()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the connection when it has been idle for long; a request whose head takes as long to arrive ends with it."""
+        is_busy = self.cycle is not None and not self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison]
+        left_seconds = self.timeout_keep_alive if is_busy else self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left_seconds > 0:
+            self.timeout_keep_alive_task = self.loop.call_later(left_seconds, self.timeout_keep_alive_handler)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _unset_keepalive_if_required(self) -> None:
+        """The one timer goes on: it looks itself whether the connection has been idle."""
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

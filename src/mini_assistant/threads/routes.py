@@ -1,5 +1,7 @@
 """The endpoints of threads and messages."""
 
+from collections.abc import Awaitable
+
 import msgspec
 from msgspec import UNSET
 
@@ -104,8 +106,8 @@ async def list_messages(request: Request[None, MessagePage]) -> str:
     return answer
 
 
-async def get_message(request: Request[None, None]) -> str:
-    return await store.get_message_json(request.services, request.project_id, request.path["thread_id"], request.path["message_id"])
+def get_message(request: Request[None, None]) -> Awaitable[str]:
+    return store.get_message_json(request.services, request.project_id, request.path["thread_id"], request.path["message_id"])
 
 
 async def modify_message(request: Request[ModifyMessage, None]) -> str:
