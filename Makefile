@@ -5,6 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 NODE_TESTS := tests/conformance/node
+SANDBOXES := src/mini_assistant/sandboxes/requirements
 NODE_STAMP := $(NODE_TESTS)/node_modules/.package-lock.json
 
 # The interpreter of .venv; the first one that will do when not given. Looked at only when .venv is made.
@@ -64,6 +65,9 @@ lock: $(VENV)/.lock-tools ## write requirements/*.lock from *.in and pyproject.t
 	$(LOCK) requirements/test.in --output-file requirements/test.lock
 	$(LOCK) requirements/openai-1x.in --output-file requirements/openai-1x.lock --no-deps
 	$(LOCK) requirements/check.in --output-file requirements/check.lock
+	$(LOCK) requirements/jupyter.in --output-file requirements/jupyter.lock
+	$(LOCK) $(SANDBOXES)/process.in --output-file $(SANDBOXES)/process.lock
+	$(LOCK) $(SANDBOXES)/wasm.in --output-file $(SANDBOXES)/wasm.lock
 	$(LOCK) requirements/lock-tools.in --output-file requirements/lock-tools.lock
 
 clean: ## remove .venv and everything else that was installed or cached; data stays

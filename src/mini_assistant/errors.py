@@ -5,7 +5,8 @@
     |- MethodNotAllowed 405   |- RunStateConflict 400   `- TooLarge 413
     BackendError              a part outside of this process failed; `retryable` says whether trying again may help
     |- ModelError             becomes a run's `last_error` in runs/loop.py
-    |- StoreUnavailable       `- BlobMissing
+    |- StoreUnavailable       |- BlobMissing
+    `- SandboxUnavailable     |- SandboxFull           `- SandboxFileMissing
     ToolFailure               becomes output that the model reads, in runs/tool_calls.py
     ConfigError               raised at start only; names the setting and shows a good value
 
@@ -105,6 +106,18 @@ class StoreUnavailable(BackendError):
 
 class BlobMissing(BackendError):
     """The bytes of a file are gone from the blob store, though its row is there."""
+
+
+class SandboxUnavailable(BackendError):
+    """No session can be had, or this one is gone. `message` says what is missing, and how to get it."""
+
+
+class SandboxFull(BackendError):
+    """A file does not fit into a session."""
+
+
+class SandboxFileMissing(BackendError):
+    """A session has no regular file of this name (any more)."""
 
 
 ToolFailureKind = Literal[

@@ -8,6 +8,7 @@ import dataclasses
 import ipaddress
 import math
 import os
+import sys
 import tomllib
 import types
 import typing
@@ -150,11 +151,42 @@ class Settings:
     file_search_tokens_max: int = _setting(16_000, "Tokens of passages that one search gives to the model.", minimum=100)
     file_search_wait_seconds: float = _setting(60.0, "How long a run waits for files of its thread that are still ingested.", minimum=0.0)
 
+    sandbox: str = _setting(
+        "auto",
+        "Where code_interpreter runs code: process, wasm, jupyter, opensandbox, unsafe (no isolation at all), none, "
+        "or auto (process where it works, else wasm where it is prepared, else none).",
+    )
+    sandbox_environments_dir: str = _setting(
+        "", "Folder of what `mini-assistant sandbox prepare` installs; empty: `sandboxes` in the server's own Python environment."
+    )
+    sandbox_call_timeout_seconds: float = _setting(60.0, "Longest time that code runs in one call.", minimum=0.1)
+    sandbox_memory_bytes_max: int = _setting(2 * 1024**3, "Memory of one session.", minimum=256 * 1024 * 1024)
+    sandbox_disk_bytes_max: int = _setting(
+        512 * 1024 * 1024, "Files of one session; they lie in memory where the sandbox is `process`.", minimum=1024 * 1024
+    )
+    sandbox_files_max: int = _setting(2000, "Files and folders of one session.", minimum=10)
+    sandbox_processes_max: int = _setting(64, "Processes and threads of one session.", minimum=8)
+    sandbox_log_bytes_max: int = _setting(256 * 1024, "Logs of one call that are kept.", minimum=1024)
+    sandbox_image_bytes_max: int = _setting(8 * 1024 * 1024, "Largest figure that code may show.", minimum=1024)
+    sandbox_images_max: int = _setting(20, "Figures of one call that are kept.", minimum=0)
+    sandbox_idle_seconds: float = _setting(3600.0, "How long a thread's session is kept without a call.", minimum=1.0)
+    sandbox_sessions_max: int = _setting(20, "Sessions of one process; the one that was idle longest makes room.", minimum=1)
+    sandbox_pool_sessions: int = _setting(1, "Sessions kept ready, from the first run with code_interpreter on.", minimum=0)
+    sandbox_output_files_max: int = _setting(20, "Files of one call that are kept as files of the project.", minimum=0)
+    sandbox_url: str = _setting("", "Address of the gateway or server of `jupyter`, or of `opensandbox`.")
+    sandbox_token: str = _setting("", "Its token or key.", secret=True)
+    sandbox_image: str = _setting("opensandbox/code-interpreter:latest", "Image of the containers of `opensandbox`.")
+
     providers: Mapping[str, ProviderSettings] = field(default_factory=dict[str, ProviderSettings])
     models: Mapping[str, ModelSettings] = field(default_factory=dict[str, ModelSettings])
     aliases: Mapping[str, str] = field(default_factory=dict[str, str])
     # Keys of the providers, read from the variables that `api_key_env` names.
     provider_keys: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+
+    @property
+    def sandbox_environments(self) -> Path:
+        """The folder that `sandbox_environments_dir` names."""
+        return Path(self.sandbox_environments_dir or Path(sys.prefix) / "sandboxes")
 
     @property
     def is_loopback(self) -> bool:

@@ -289,11 +289,14 @@ class CodeImage(msgspec.Struct, tag_field="type", tag="image"):
     image: CodeImageFile
 
 
+CodeOutput = CodeLogs | CodeImage
+
+
 class CodeCall(msgspec.Struct):
     """Code and what it gave."""
 
     input: str
-    outputs: list[CodeLogs | CodeImage]
+    outputs: list[CodeOutput]
 
 
 class CodeInterpreterToolCall(msgspec.Struct, tag_field="type", tag="code_interpreter"):

@@ -3,10 +3,11 @@
 A function tool is not one of them: its calls go to the client (`tools/function.py`).
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mini_assistant.models.base import ToolDefinition
-from mini_assistant.runs.schema import Run, ToolCall
+from mini_assistant.runs.schema import CodeOutput, Run, ToolCall
 
 if TYPE_CHECKING:
     from mini_assistant.services import Services  # it holds the tools
@@ -18,6 +19,13 @@ class ToolUse(NamedTuple):
     services: "Services"
     project_id: str
     run: Run
+
+
+OutputTeller = Callable[[int, CodeOutput], None]
+"""Tells the readers of the run what a call of code_interpreter puts out while it runs: `tell(place, output)`.
+
+place: of the output in the call's list, from 0 and without a hole. Logs that are told of the same place are appended to it.
+"""
 
 
 class ToolResult(NamedTuple):
@@ -42,9 +50,10 @@ class HostedTool(Protocol):
         """The call as the step shows it before the tool has run."""
         ...
 
-    async def call(self, use: ToolUse, call_id: str, number: int, arguments: dict[str, Any]) -> ToolResult:
+    async def call(self, use: ToolUse, call_id: str, number: int, arguments: dict[str, Any], tell: OutputTeller) -> ToolResult:
         """Run the tool. number: the place of its output in the context of the run, unique within it.
 
+        tell: for tools that put out something while they run; what it told must be what the call of the result shows.
         Raises ToolFailure with a message that the model can act on.
         """
         ...
