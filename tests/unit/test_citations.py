@@ -3,12 +3,15 @@
 import itertools
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai.lib.streaming._deltas import accumulate_delta
 
 from mini_assistant.assistants.schema import RankingOptions
 from mini_assistant.models.base import RefusalDelta, SourcePassage, TextDelta
+from mini_assistant.runs.annotations import Citable
 from mini_assistant.runs.citations import (
     CitedText,
     Piece,
@@ -33,7 +36,15 @@ from mini_assistant.runs.schema import (
 )
 from mini_assistant.runs.store import StepRecord
 from mini_assistant.runs.turn import OpenMessage
-from mini_assistant.threads.schema import FileCitation, FileCitationAnnotation, Message, Text, TextContent
+from mini_assistant.threads.schema import (
+    FileCitation,
+    FileCitationAnnotation,
+    ImageFile,
+    ImageFileContent,
+    Message,
+    Text,
+    TextContent,
+)
 
 FOOD = "【4:0†food.txt】"
 REPORT = "【4:1†report[1].pdf】"
@@ -224,7 +235,8 @@ def test_numbers_begin_at_four_and_lie_above_every_marker_in_the_context() -> No
 
 
 def open_message(sources: dict[tuple[int, int], Source] | None) -> OpenMessage:
-    return OpenMessage(message(), record_of(MessageCreationDetails(MessageCreation("msg_1")), {}), sources)
+    citable = None if sources is None else Citable(sources, {})
+    return OpenMessage(message(), record_of(MessageCreationDetails(MessageCreation("msg_1")), {}), citable)
 
 
 def test_a_message_tells_the_deltas_of_the_wire() -> None:
@@ -265,3 +277,24 @@ def test_a_refusal_is_left_alone() -> None:
     [delta] = opened.add(RefusalDelta(f"No {FOOD}"))
     assert f'"refusal":"No {FOOD}"' in delta.decode()
     assert opened.end() == []
+
+
+def test_images_come_before_the_text() -> None:
+    images = [ImageFileContent(ImageFile("file-a")), ImageFileContent(ImageFile("file-b"))]
+    step = record_of(MessageCreationDetails(MessageCreation("msg_1")), {})
+    opened = OpenMessage(message(), step, Citable(None, {"out.csv": "file-1"}), images)
+    told = [*opened.begin(), *opened.add(TextDelta("Here: sandbox:/mnt/data/out.csv")), *opened.end()]
+
+    parts: dict[int, dict[str, Any]] = {}
+    for delta in told:
+        [part] = msgspec.json.decode(delta)["delta"]["content"]
+        accumulate_delta(parts.setdefault(part["index"], {}), part)
+    content = [parts[index] for index in range(3)]
+    assert [part["type"] for part in content] == ["image_file", "image_file", "text"]
+    assert [part["image_file"] for part in content[:2]] == [
+        {"file_id": "file-a", "detail": "auto"},
+        {"file_id": "file-b", "detail": "auto"},
+    ]
+    assert content[2]["text"]["value"] == "Here: sandbox:/mnt/data/out.csv"
+    assert content[2]["text"]["annotations"][0]["file_path"] == {"file_id": "file-1"}
+    assert msgspec.to_builtins(opened.content)[0] == {"type": "image_file", "image_file": {"file_id": "file-a", "detail": "auto"}}

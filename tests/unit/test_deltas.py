@@ -10,7 +10,7 @@ from openai.lib.streaming._deltas import accumulate_delta
 
 from mini_assistant.events.deltas import merged_delta
 from mini_assistant.runs.events import MessageDeltas, StepDeltas
-from mini_assistant.runs.schema import CodeCall, CodeInterpreterToolCall, CodeLogs
+from mini_assistant.runs.schema import CodeCall, CodeImage, CodeImageFile, CodeInterpreterToolCall, CodeLogs
 
 texts = st.text(max_size=20)
 
@@ -65,15 +65,25 @@ def test_merging_in_several_rounds_is_merging_once(sizes: list[int], data: st.Da
     assert msgspec.json.decode(rounds[-1]) == msgspec.json.decode(merged_delta(told))
 
 
-def test_outputs_of_code_follow_its_input() -> None:
+def test_code_and_its_outputs_add_up_to_the_call() -> None:
     deltas = StepDeltas("step_1")
-    call = CodeInterpreterToolCall("call_1", CodeCall("print(1)", []))
-    done = CodeInterpreterToolCall("call_1", CodeCall("print(1)", [CodeLogs("1\n"), CodeLogs("2\n")]))
-    told = [deltas.call(0, call), deltas.code_outputs(0, done)]
+    told = [
+        deltas.call(0, CodeInterpreterToolCall("call_1", CodeCall("", []))),
+        deltas.code_input(0, "print"),
+        deltas.code_input(0, "(1)"),
+        deltas.code_output(0, 0, CodeLogs("1")),
+        deltas.code_output(0, 0, CodeLogs("\n")),
+        deltas.code_output(0, 1, CodeImage(CodeImageFile("file-1"))),
+        deltas.code_output(0, 2, CodeLogs("2\n")),
+    ]
     assert added_up([merged_delta(told)]) == added_up(told)
     [shown] = added_up(told)["step_details"]["tool_calls"]
     assert shown["code_interpreter"]["input"] == "print(1)"
-    assert [output["logs"] for output in shown["code_interpreter"]["outputs"]] == ["1\n", "2\n"]
+    assert shown["code_interpreter"]["outputs"] == [
+        {"index": 0, "type": "logs", "logs": "1\n"},
+        {"index": 1, "type": "image", "image": {"file_id": "file-1"}},
+        {"index": 2, "type": "logs", "logs": "2\n"},
+    ]
 
 
 def test_annotations_are_added_and_a_single_delta_stays_as_it_is() -> None:

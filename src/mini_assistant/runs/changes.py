@@ -26,13 +26,13 @@ from mini_assistant.runs.schema import (
 )
 from mini_assistant.runs.store import Changes, RunRecord, StepRecord
 from mini_assistant.threads import store as thread_store
-from mini_assistant.threads.schema import Content, IncompleteDetails, IncompleteReason, Message
+from mini_assistant.threads.schema import Attachment, Content, IncompleteDetails, IncompleteReason, Message
 
 _TIME_FIELD = {"completed": "completed_at", "failed": "failed_at", "cancelled": "cancelled_at", "expired": "expired_at"}
 
 
-def new_message(record: RunRecord, now: int) -> Message:
-    """The message that a run begins to write."""
+def new_message(record: RunRecord, now: int, attachments: Sequence[Attachment] = ()) -> Message:
+    """The message that a run begins to write. attachments: files that its code has made."""
     return Message(
         id=new_id("msg"),
         created_at=now,
@@ -42,7 +42,7 @@ def new_message(record: RunRecord, now: int) -> Message:
         status="in_progress",
         role="assistant",
         content=[],
-        attachments=[],
+        attachments=list(attachments),
         metadata={},
     )
 

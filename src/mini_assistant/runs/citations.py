@@ -15,7 +15,7 @@ import msgspec
 from mini_assistant.models.base import SourcePassage
 from mini_assistant.runs.schema import FileSearchToolCall, ToolCallsDetails
 from mini_assistant.runs.store import StepRecord
-from mini_assistant.threads.schema import FileCitation, FileCitationAnnotation, Message, TextContent
+from mini_assistant.threads.schema import Annotation, FileCitation, FileCitationAnnotation, Message, TextContent
 
 _FIRST_NUMBER = 4
 # What stands before the first output of a thread with one message: the hosted API counted two messages of its own and the call.
@@ -57,10 +57,10 @@ class SearchHead(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A piece of text that can be told. With an annotation it is exactly the annotation's marker."""
+    """A piece of text that can be told. With an annotation it is exactly what the annotation is about."""
 
     text: str
-    annotation: FileCitationAnnotation | None = None
+    annotation: Annotation | None = None
 
 
 def marker_of(number: int, place: int, file_name: str) -> str:

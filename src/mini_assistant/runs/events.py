@@ -7,6 +7,7 @@ from msgspec import UNSET
 
 from mini_assistant.runs.schema import (
     CodeInterpreterToolCall,
+    CodeOutput,
     FileSearchCall,
     FileSearchToolCall,
     Run,
@@ -14,7 +15,7 @@ from mini_assistant.runs.schema import (
     ToolCall,
     ToolCallsDetails,
 )
-from mini_assistant.threads.schema import Annotation, FileCitationAnnotation, Message, TextContent, Thread
+from mini_assistant.threads.schema import Annotation, FileCitationAnnotation, ImageFileContent, Message, TextContent, Thread
 
 MESSAGE_DELTA = "thread.message.delta"
 STEP_DELTA = "thread.run.step.delta"
@@ -114,6 +115,10 @@ class MessageDeltas:
         told = _encode({"value": text, "annotations": [_annotation_delta(place, annotation)]})
         return b'%b%d,"type":"text","text":%b}]}}' % (self._head, index, told)
 
+    def image_file(self, index: int, image: ImageFileContent) -> bytes:
+        """The part `index`, which is an image."""
+        return b"%b%d,%b]}}" % (self._head, index, _encode(image)[1:])
+
     def refusal(self, index: int, text: str) -> bytes:
         """The next piece of the refusal part `index`."""
         return b'%b%d,"type":"refusal","refusal":%b}]}}' % (self._head, index, _encode(text))
@@ -140,11 +145,14 @@ class StepDeltas:
         """A whole call at once; the output of a function is left to the step's last event."""
         return b"%b%b]}}}" % (self._head, _encode(_call_delta(index, call)))
 
-    def code_outputs(self, index: int, call: CodeInterpreterToolCall) -> bytes:
-        """The outputs of a code_interpreter call whose input has been sent."""
-        outputs = [{"index": place, **msgspec.to_builtins(output)} for place, output in enumerate(call.code_interpreter.outputs)]
-        delta = {"index": index, "type": "code_interpreter", "code_interpreter": {"outputs": outputs}}
-        return b"%b%b]}}}" % (self._head, _encode(delta))
+    def code_input(self, index: int, piece: str) -> bytes:
+        """The next piece of the code of a code_interpreter call."""
+        return b'%b{"index":%d,"type":"code_interpreter","code_interpreter":{"input":%b}}]}}}' % (self._head, index, _encode(piece))
+
+    def code_output(self, index: int, place: int, output: CodeOutput) -> bytes:
+        """What code puts out: its output number `place`, or more of it when that is logs which have begun."""
+        told = _encode({"index": place, **msgspec.to_builtins(output)})
+        return b'%b{"index":%d,"type":"code_interpreter","code_interpreter":{"outputs":[%b]}}]}}}' % (self._head, index, told)
 
 
 def _call_delta(index: int, call: ToolCall) -> dict[str, Any]:

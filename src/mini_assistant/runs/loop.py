@@ -14,7 +14,8 @@ from mini_assistant.errors import ModelError, ToolFailure
 from mini_assistant.models.base import Capabilities, ChatMessage, ChatRequest, Finished, NamedTool, TokenUsage, ToolDefinition
 from mini_assistant.runs import changes as change
 from mini_assistant.runs import prompt
-from mini_assistant.runs.citations import Sources, known_sources, next_number
+from mini_assistant.runs.citations import known_sources, next_number
+from mini_assistant.runs.made import Made, known_made
 from mini_assistant.runs.schema import (
     CompletionTokensDetails,
     FunctionToolCall,
@@ -119,9 +120,7 @@ class RunExecution:
             return await self._stop_incomplete("max_prompt_tokens")
 
         has_spoken = any(record.turn == number and record.step.type == "message_creation" for record in self._finished_steps)
-        turn = self._turn = Turn(
-            services, self._record, number, self._left_open, self._drafts, has_spoken=has_spoken, sources=self._sources_or_none
-        )
+        turn = self._turn = Turn(services, self._record, number, self._left_open, self._drafts, has_spoken=has_spoken, made=self._made)
         finished: Finished | None = None
         async with aclosing(services.models.stream(request)) as answer:
             async for deltas in answer:
@@ -146,9 +145,11 @@ class RunExecution:
         return any(name in self._services.tools for name in tool_types(self._record.run))
 
     @property
-    def _sources_or_none(self) -> Sources | None:
-        """What the next text may cite; None when the run does not search, and its text is not looked at."""
-        return known_sources(self._steps) if "file_search" in tool_types(self._record.run) else None
+    def _made(self) -> Made:
+        """What the next message may show of what the tools have given."""
+        types, run_id = tool_types(self._record.run), self._record.run.id
+        written = [message for message in self._messages if message.run_id == run_id and message.status != "in_progress"]
+        return known_made(self._steps, written, can_search="file_search" in types, can_run_code="code_interpreter" in types)
 
     @property
     def _drafts(self) -> list[Message]:
@@ -235,7 +236,8 @@ class RunExecution:
             turn.record = await save_changes(self._services, turn.record, changes)
         if finished.reason == "length":
             return await self._stop_inside_call(turn, _with_calls(tools.step, [], usage))
-        calls = await run_tool_calls(self._services, turn.record, tools.calls, self._next_number)
+        turn.end_calls(tools)
+        calls = await run_tool_calls(self._services, turn.record, tools.calls, self._next_number, turn.tell_output)
         self._messages += turn.written
         return await self._stop_or_go_on(turn, _with_calls(tools.step, calls, usage), calls)
 

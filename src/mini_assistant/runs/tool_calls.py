@@ -6,29 +6,47 @@ ToolFailure is translated.
 """
 
 import asyncio
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from mini_assistant.errors import ToolFailure
-from mini_assistant.runs.schema import CalledFunction, FunctionToolCall, RequiredToolCall, Run, ToolCall
+from mini_assistant.ids import new_id
+from mini_assistant.runs.code_input import CodeInput
+from mini_assistant.runs.schema import (
+    CalledFunction,
+    CodeCall,
+    CodeImage,
+    CodeInterpreterToolCall,
+    CodeLogs,
+    CodeOutput,
+    FunctionToolCall,
+    RequiredToolCall,
+    Run,
+    ToolCall,
+)
 from mini_assistant.runs.store import RunRecord
 from mini_assistant.services import Services
 from mini_assistant.tools import function
-from mini_assistant.tools.base import HostedTool, ToolUse
+from mini_assistant.tools.base import HostedTool, OutputTeller, ToolUse
 
 log = logging.getLogger("mini_assistant.runs")
 
 
 @dataclass(slots=True)
 class RequestedCall:
-    """A call as the model writes it, piece by piece. `arguments` is JSON text when the model has done well."""
+    """A call as the model writes it, piece by piece. `arguments` is JSON text when the model has done well.
+
+    code: what a call of code_interpreter runs, None for any other call.
+    """
 
     id: str
     name: str
+    code: CodeInput | None = None
     pieces: list[str] = field(default_factory=list[str])
 
     @property
@@ -50,40 +68,82 @@ def hosted_tool_or_none(services: Services, run: Run, name: str) -> HostedTool |
     return tool if tool is not None and name in tool_types(run) else None
 
 
+def new_requested_call(services: Services, run: Run, name: str) -> RequestedCall:
+    """A call that the model begins to write."""
+    runs_code = name == "code_interpreter" and hosted_tool_or_none(services, run, name) is not None
+    return RequestedCall(new_id("call"), name, CodeInput() if runs_code else None)
+
+
 def tool_types(run: Run) -> list[str]:
     """The types of a run's tools, each once."""
     return list(dict.fromkeys(str(type(tool).__struct_config__.tag) for tool in run.tools))
 
 
+CallOutputTeller = Callable[[int, int, CodeOutput], None]
+"""As `OutputTeller`, with the place of the call in its turn before the place of the output."""
+
+
 async def run_tool_calls(
-    services: Services, record: RunRecord, requested: Sequence[RequestedCall], first_number: int
+    services: Services, record: RunRecord, requested: Sequence[RequestedCall], first_number: int, tell: CallOutputTeller
 ) -> list[FinishedCall]:
     """Run the calls of one turn and give back all of them in their order; those of functions without an output.
 
-    first_number: the place of the first call's output in the context of the run.
+    first_number: the place of the first call's output in the context of the run. tell: told what code puts out while it runs.
     """
-    return list(await asyncio.gather(*(_run_call(services, record, call, number) for number, call in enumerate(requested, first_number))))
+    calls = (
+        _run_call(services, record, call, first_number + place, functools.partial(tell, place)) for place, call in enumerate(requested)
+    )
+    return list(await asyncio.gather(*calls))
 
 
-async def _run_call(services: Services, record: RunRecord, requested: RequestedCall, number: int) -> FinishedCall:
+async def _run_call(services: Services, record: RunRecord, requested: RequestedCall, number: int, tell: OutputTeller) -> FinishedCall:
     tool = hosted_tool_or_none(services, record.run, requested.name)
     if tool is None:
         return _function_call(record, requested)
-    started = tool.started_call(requested.id, record.run, {})
+    started, told = tool.started_call(requested.id, record.run, {}), _ToldOutputs(tell)
     try:
         arguments = _parsed(requested)
         started = tool.started_call(requested.id, record.run, arguments)
+        use = ToolUse(services, record.project_id, record.run)
         async with asyncio.timeout(services.settings.tool_timeout_seconds):
-            result = await tool.call(ToolUse(services, record.project_id, record.run), requested.id, number, arguments)
+            result = await tool.call(use, requested.id, number, arguments, told.tell)
         return FinishedCall(result.call, result.output)
     except ToolFailure as failure:
-        return FinishedCall(started, _failure_text(failure))
+        return FinishedCall(told.shown_by(started), _failure_text(failure))
     except TimeoutError:
         limit_seconds = services.settings.tool_timeout_seconds
-        return FinishedCall(started, _failure_text(ToolFailure("timeout", f"The tool took longer than {limit_seconds:g} seconds.")))
+        failure = ToolFailure("timeout", f"The tool took longer than {limit_seconds:g} seconds.")
+        return FinishedCall(told.shown_by(started), _failure_text(failure))
     except Exception:
         log.exception("run %s: the tool %s broke", record.run.id, requested.name)
-        return FinishedCall(started, _failure_text(ToolFailure("failed", "The tool broke. Do not call it again with the same input.")))
+        failure = ToolFailure("failed", "The tool broke. Do not call it again with the same input.")
+        return FinishedCall(told.shown_by(started), _failure_text(failure))
+
+
+class _ToldOutputs:
+    """Keeps what readers have been told of a call, which its step must show even when the call does not come to its end."""
+
+    def __init__(self, tell: OutputTeller) -> None:
+        self._tell = tell
+        self._outputs: list[CodeImage | list[str]] = []  # an image, or the pieces of logs
+
+    def tell(self, place: int, output: CodeOutput) -> None:
+        """As `OutputTeller`."""
+        self._tell(place, output)
+        if place == len(self._outputs):
+            self._outputs.append([output.logs] if isinstance(output, CodeLogs) else output)
+            return
+        begun = self._outputs[place]
+        assert isinstance(begun, list), "an image is told once"
+        assert isinstance(output, CodeLogs), "logs go on as logs"
+        begun.append(output.logs)
+
+    def shown_by(self, call: ToolCall) -> ToolCall:
+        """The call with what was told of it."""
+        if not isinstance(call, CodeInterpreterToolCall):
+            return call
+        outputs = [CodeLogs("".join(output)) if isinstance(output, list) else output for output in self._outputs]
+        return CodeInterpreterToolCall(call.id, CodeCall(call.code_interpreter.input, outputs))
 
 
 def _function_call(record: RunRecord, requested: RequestedCall) -> FinishedCall:
@@ -96,6 +156,8 @@ def _function_call(record: RunRecord, requested: RequestedCall) -> FinishedCall:
 
 
 def _parsed(requested: RequestedCall) -> dict[str, Any]:
+    if requested.code is not None:
+        return {"code": requested.code.code}
     try:
         return msgspec.json.decode(requested.arguments or "{}", type=dict[str, Any])
     except (msgspec.MsgspecError, RecursionError) as exc:

@@ -7,16 +7,17 @@ was cut off by a crash is written into the same rows again.
 from collections.abc import Sequence
 
 from mini_assistant.errors import ModelError
-from mini_assistant.ids import new_id
 from mini_assistant.models.base import ChatDelta, Finished, RefusalDelta, TextDelta, ToolCallDelta
 from mini_assistant.runs import changes as change
-from mini_assistant.runs.citations import CitedText, Piece, Sources
+from mini_assistant.runs.annotations import AnnotatedText, Citable
+from mini_assistant.runs.citations import Piece
 from mini_assistant.runs.events import MESSAGE_DELTA, STEP_DELTA, MessageDeltas, StepDeltas
-from mini_assistant.runs.schema import MessageCreationDetails, StepError
+from mini_assistant.runs.made import Made
+from mini_assistant.runs.schema import CodeOutput, MessageCreationDetails, StepError
 from mini_assistant.runs.store import Changes, RunRecord, StepRecord, save_changes
-from mini_assistant.runs.tool_calls import RequestedCall, hosted_tool_or_none
+from mini_assistant.runs.tool_calls import RequestedCall, hosted_tool_or_none, new_requested_call
 from mini_assistant.services import Services
-from mini_assistant.threads.schema import Annotation, Content, Message, RefusalContent, Text, TextContent
+from mini_assistant.threads.schema import Annotation, Content, ImageFileContent, Message, RefusalContent, Text, TextContent
 
 _INTERRUPTED = StepError("server_error", "The worker that wrote this step was lost.")
 
@@ -24,11 +25,11 @@ _INTERRUPTED = StepError("server_error", "The worker that wrote this step was lo
 class _OpenPart:
     """A part of a message that is being written: what has been told of it."""
 
-    def __init__(self, kind: type[TextDelta | RefusalDelta], sources: Sources | None) -> None:
+    def __init__(self, kind: type[TextDelta | RefusalDelta], citable: Citable | None) -> None:
         self.kind = kind
         self.pieces: list[str] = []
         self.annotations: list[Annotation] = []
-        self.cited = CitedText(sources) if sources is not None and kind is TextDelta else None
+        self.annotated = AnnotatedText(citable) if citable is not None and kind is TextDelta else None
 
     @property
     def content(self) -> Content:
@@ -39,38 +40,42 @@ class _OpenPart:
 class OpenMessage:
     """A message that is being written, its step, and its content so far."""
 
-    def __init__(self, message: Message, step: StepRecord, sources: Sources | None) -> None:
-        """sources: what the text may cite; None when the run cannot search, and its text is told as it comes."""
+    def __init__(self, message: Message, step: StepRecord, citable: Citable | None, images: Sequence[ImageFileContent] = ()) -> None:
+        """citable: what the text may refer to; None when there is nothing, and it is told as it comes. images: parts before the text."""
         self.message = message
         self.step = step
         self.deltas = MessageDeltas(message.id)
-        self._sources = sources
+        self._citable = citable
+        self._images = images
         self._parts: list[_OpenPart] = []
 
+    def begin(self) -> list[bytes]:
+        """The wire deltas of the images, which come first."""
+        return [self.deltas.image_file(index, image) for index, image in enumerate(self._images)]
+
     def add(self, delta: TextDelta | RefusalDelta) -> list[bytes]:
-        """Take a piece; returns the wire deltas that tell of it, none while it may become a citation."""
+        """Take a piece; returns the wire deltas that tell of it, none while it may become an annotation."""
         kind = type(delta)
-        index = next((index for index, part in enumerate(self._parts) if part.kind is kind), len(self._parts))
-        if index == len(self._parts):
-            self._parts.append(_OpenPart(kind, self._sources))
-        part = self._parts[index]
-        if part.cited is not None:
-            return [self._told(index, piece) for piece in part.cited.add(delta.text)]
+        place = next((place for place, part in enumerate(self._parts) if part.kind is kind), len(self._parts))
+        if place == len(self._parts):
+            self._parts.append(_OpenPart(kind, self._citable))
+        part, index = self._parts[place], len(self._images) + place
+        if part.annotated is not None:
+            return [self._told(part, index, piece) for piece in part.annotated.add(delta.text)]
         part.pieces.append(delta.text)
         return [self.deltas.text(index, delta.text) if kind is TextDelta else self.deltas.refusal(index, delta.text)]
 
     def end(self) -> list[bytes]:
         """The message is whole; returns the wire deltas that tell the rest of it. A text of which nothing is left is told as empty."""
         rest: list[bytes] = []
-        for index, part in enumerate(self._parts):
-            if part.cited is not None:
-                rest += [self._told(index, piece) for piece in part.cited.end()]
+        for index, part in enumerate(self._parts, len(self._images)):
+            if part.annotated is not None:
+                rest += [self._told(part, index, piece) for piece in part.annotated.end()]
                 if not part.pieces:
-                    rest.append(self._told(index, Piece("")))
+                    rest.append(self._told(part, index, Piece("")))
         return rest
 
-    def _told(self, index: int, piece: Piece) -> bytes:
-        part = self._parts[index]
+    def _told(self, part: _OpenPart, index: int, piece: Piece) -> bytes:
         part.pieces.append(piece.text)
         if piece.annotation is None:
             return self.deltas.text(index, piece.text)
@@ -80,7 +85,7 @@ class OpenMessage:
     @property
     def content(self) -> list[Content]:
         """The parts as far as they have been told."""
-        return [part.content for part in self._parts]
+        return [*self._images, *(part.content for part in self._parts)]
 
 
 class OpenToolStep:
@@ -106,17 +111,18 @@ class Turn:
         drafts: Sequence[Message],
         *,
         has_spoken: bool = False,
-        sources: Sources | None = None,
+        made: Made = Made(),  # noqa: B008 - it cannot change
     ):
         """left_open: steps that a lost worker had begun in this turn. drafts: messages that the run had begun.
 
-        has_spoken: a lost worker has finished a message of this turn, before calls that it did not finish. sources: as in `OpenMessage`.
+        has_spoken: a lost worker has finished a message of this turn, before calls that it did not finish. made: what its text and its
+        message can show of what the tools have given.
         """
         self._services = services
         self.record = record
         self.number = number
         self.message: OpenMessage | None = None
-        self._sources = sources
+        self._made = made
         self.tools: OpenToolStep | None = None
         self.ended: list[StepRecord] = []
         self.written: list[Message] = []
@@ -178,18 +184,21 @@ class Turn:
         changes = Changes()
         step = self._left_over("message_creation", changes)
         draft = None if step is None else self._draft_of(step)
+        made, self._made = self._made, Made(self._made.citable)  # what one message shows, the next one does not
         if step is not None and draft is not None:
-            self.message = OpenMessage(draft, step, self._sources)
+            self.message = OpenMessage(draft, step, made.citable, made.images)
         else:
             if step is not None:  # a client has deleted its message
                 self._abandon(step, changes)
             now = self._services.now()
-            message = change.new_message(self.record, now)
+            message = change.new_message(self.record, now, made.attachments)
             new = change.new_step(self.record, self.number, message.id, now)
-            self.message = OpenMessage(message, new, self._sources)
+            self.message = OpenMessage(message, new, made.citable, made.images)
             change.begin_step(changes, self.record.project_id, new)
             change.begin_message(changes, self.record.project_id, message)
         await self._save(changes)
+        for told in self.message.begin():
+            self.tell(MESSAGE_DELTA, told)
 
     async def _take_call(self, delta: ToolCallDelta) -> None:
         if self.tools is None:
@@ -201,14 +210,31 @@ class Turn:
             if tools.calls and not self.record.run.parallel_tool_calls:
                 return  # the run allows one call a turn, whatever the model sends
             place = tools.place_of[delta.index] = len(tools.calls)
-            call = RequestedCall(new_id("call"), delta.name or "")
+            call = new_requested_call(self._services, self.record.run, delta.name or "")
             tools.calls.append(call)
             self.tell(STEP_DELTA, self._started(tools.deltas, place, call))
         call = tools.calls[place]
         if delta.arguments:
             call.pieces.append(delta.arguments)
-            if hosted_tool_or_none(self._services, self.record.run, call.name) is None:
+            if call.code is not None:
+                self._tell_code(tools, place, call.code.add(delta.arguments))
+            elif hosted_tool_or_none(self._services, self.record.run, call.name) is None:
                 self.tell(STEP_DELTA, tools.deltas.arguments(place, delta.arguments))
+
+    def end_calls(self, tools: OpenToolStep) -> None:
+        """The calls are whole: tell what is left of their code."""
+        for place, call in enumerate(tools.calls):
+            if call.code is not None:
+                self._tell_code(tools, place, call.code.end())
+
+    def tell_output(self, call: int, place: int, output: CodeOutput) -> None:
+        """Tell what code puts out. call, place: of the call in its step, and of the output in the call."""
+        assert self.tools is not None
+        self.tell(STEP_DELTA, self.tools.deltas.code_output(call, place, output))
+
+    def _tell_code(self, tools: OpenToolStep, place: int, code: str) -> None:
+        if code:
+            self.tell(STEP_DELTA, tools.deltas.code_input(place, code))
 
     def _started(self, deltas: StepDeltas, place: int, call: RequestedCall) -> bytes:
         """The delta of a call that begins. Told at once for every kind of call: clients need the places without a hole."""
