@@ -222,7 +222,7 @@ def test_what_went_wrong_is_said(output: str, reason: str) -> None:
 
 
 def test_what_the_code_has_found_is_quoted() -> None:
-    assert answered("What is in there?", "Files written: {}\nFiles in /mnt/data: 1\n") == "This is what came of the code:\n\n```\nFiles in /mnt/data: 1\n```"
+    assert answered("What is in there?", "Files written: {}\n1 file\n") == "This is what came of the code:\n\n```\n1 file\n```"
     assert answered("What is in there?", "Files written: {}\n") == "Nothing came of the code."
 
 

@@ -20,6 +20,7 @@ import msgspec
 
 from mini_assistant.errors import ModelError
 from mini_assistant.models.base import Capabilities, ChatDelta, ChatRequest
+from mini_assistant.models.builtin_code import code_answer_or_none
 from mini_assistant.models.builtin_process import MODEL_NAME, Failed, Ready, ServeOrder
 from mini_assistant.models.builtin_quotes import quoted_answer_or_none
 from mini_assistant.models.openai_compatible import OpenAICompatible
@@ -40,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 def builtin_capabilities(settings: Settings) -> Capabilities:
-    """What the built-in model can do: text, JSON by a grammar, and file_search by quoting (`builtin_quotes.py`). No functions."""
+    """What the built-in model can do: text, JSON by a grammar, and the hosted tools by rules, without its weights. No functions."""
     return Capabilities(
         context_window_tokens=settings.builtin_context_tokens,
         completion_tokens_max=_completion_tokens_max(settings),
@@ -70,9 +71,9 @@ class BuiltinModel:
 
     async def stream(self, request: ChatRequest, capabilities: Capabilities) -> AsyncGenerator[list[ChatDelta], None]:
         """As `ChatProvider.stream`. When the process dies before the first delta, a new one is asked once."""
-        quoted = quoted_answer_or_none(request)
-        if quoted is not None:
-            for deltas in quoted:
+        by_rule = code_answer_or_none(request) or quoted_answer_or_none(request)
+        if by_rule is not None:
+            for deltas in by_rule:
                 yield deltas
             return
         request = msgspec.structs.replace(_with_own_sampling(request), tools=())  # the model cannot call any

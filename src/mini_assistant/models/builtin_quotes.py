@@ -2,7 +2,7 @@
 
 It is too small to choose a tool, or to answer from a passage: it was right in half of the tries, while the sentence that shares the
 most words with the question answered nearly all of them. So when file_search is offered, a question is searched for as it is, and
-what the search finds is quoted with its marker. Pure; `builtin.py` asks here first, and asks the model when the answer is None.
+what the search finds is quoted with its marker. Pure; `builtin.py` asks here before it asks the model.
 """
 
 import math
@@ -61,8 +61,8 @@ def quoted_answer_or_none(request: ChatRequest) -> list[list[ChatDelta]] | None:
     """
     last = request.messages[-1] if request.messages else None
     if last is not None and last.role == "tool":
-        return _quotes(_last_user_text(request.messages), _found(request.messages))
-    question = _last_user_text(request.messages)
+        return _quotes(last_user_text(request.messages), _found(request.messages))
+    question = last_user_text(request.messages)
     if not _may_search(request) or not (_must_search(request) or _asks(question)):
         return None
     arguments = msgspec.json.encode({"queries": [question[:_QUERY_CHARACTERS_MAX] or "*"]}).decode()
@@ -87,7 +87,8 @@ def _asks(text: str) -> bool:
     return len(words) >= _WORDS_OF_A_QUESTION or (_UNSPACED.search(text) is not None and len(text) >= _CHARACTERS_OF_A_QUESTION)
 
 
-def _last_user_text(messages: Sequence[ChatMessage]) -> str:
+def last_user_text(messages: Sequence[ChatMessage]) -> str:
+    """What the user has said last, without images; empty when the user has said nothing."""
     content = next((message.content for message in reversed(messages) if message.role == "user"), "")
     return content if isinstance(content, str) else "\n".join(part.text for part in content if isinstance(part, TextPart))
 
