@@ -11,7 +11,7 @@ from pathlib import Path
 
 import uvloop
 
-from bench import crud, files, footprint, index, ingest, load, machine, overhead, parsing, quality, relay, store
+from bench import crud, files, footprint, index, ingest, load, machine, overhead, parsing, quality, relay, sandbox, store
 from bench.report import Row, heading, line
 from bench.scale import FULL, QUICK, Scale
 
@@ -26,6 +26,7 @@ MEASUREMENTS: dict[str, Callable[[Scale], AsyncIterator[Row]]] = {
     "parsing": parsing.rows,
     "ingest": ingest.rows,
     "index": index.rows,
+    "sandbox": sandbox.rows,
     "quality": quality.rows,
 }
 

@@ -36,6 +36,8 @@ ROWS = [
     "ingest: text files",
     "parse a large PDF",
     "parse a small file, first / next",
+    "sandbox process",
+    "sandbox wasm",
     "quality: cranfield",
     "quality: debian-faq",
     "quality: python-faq",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.sandboxed import why_not
 from tests.server_process import ServerProcess, scripted_model_process
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -100,6 +101,24 @@ def test_file_search_reads_a_file_that_is_named(scripted_server, tmp_path):
     notes = tmp_path / "notes.md"
     notes.write_text("# Notes\n\nThe lamp is green.")
     assert run_example("file_search.py", scripted_server, "Hello", str(notes)) == "You said: Hello\n"
+
+
+@pytest.mark.parametrize("sandbox", ["process", "wasm", "unsafe"])
+def test_code_interpreter_downloads_a_figure_and_a_file(sandbox, tmp_path):
+    if reason := why_not(sandbox):
+        pytest.skip(reason)
+    folder = tmp_path / "downloads"
+    with (
+        scripted_model_process(EXAMPLES / "code_interpreter_script.json") as model_base_url,
+        running_server(tmp_path / "data", OPENAI_BASE_URL=model_base_url, MINI_ASSISTANT_SANDBOX=sandbox) as base_url,
+    ):
+        output = run_example("code_interpreter.py", base_url, "Plot it, and make a summary.csv.", str(folder))
+    assert "--- code\nimport matplotlib" in output
+    assert "south" in output[output.index("--- logs") : output.index("--- answer")]
+    assert output.index("--- figure") < output.index("--- answer")
+    assert (folder / "figure-1.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert (folder / "summary.csv").read_text().splitlines()[0] == "region,total,mean"
+    assert {path.name for path in folder.iterdir()} == {"figure-1.png", "summary.csv"}
 
 
 @pytest.mark.builtin
