@@ -10,32 +10,37 @@ NODE_STAMP := $(NODE_TESTS)/node_modules/.package-lock.json
 
 # The interpreter of .venv; the first one that will do when not given. Looked at only when .venv is made.
 PYTHON ?=
-# no: go without the built-in model.
+# no: go without the built-in model, or without the Python that code_interpreter runs.
 BUILTIN_MODEL ?= yes
+SANDBOX ?= yes
 # Passed on to the command behind the target.
 ARGS ?=
 
-ifeq ($(BUILTIN_MODEL),no)
 SETUP := $(VENV)/.builtin-embedder
-else
-SETUP := $(VENV)/.builtin-embedder $(VENV)/.builtin-model
+ifneq ($(BUILTIN_MODEL),no)
+SETUP += $(VENV)/.builtin-model
+endif
+ifneq ($(SANDBOX),no)
+SETUP += $(VENV)/.sandbox
 endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # every recipe installs into the one .venv
-.PHONY: help setup serve test test-all bench check format docs lock clean
+.PHONY: help setup setup-wasm serve test test-all bench check format docs lock clean
 
 ##@ Run
-setup: $(SETUP) ## make .venv and install the server and the built-in model (BUILTIN_MODEL=no: without)
+setup: $(SETUP) ## make .venv and install the server, the built-in model and the sandbox (BUILTIN_MODEL=no, SANDBOX=no: without)
+
+setup-wasm: $(VENV)/.sandbox-wasm ## install and compile the WebAssembly sandbox too: some minutes, 2 GB of memory
 
 serve: setup ## start the server on http://127.0.0.1:8000; ARGS="--port 9000" for its flags
 	@exec $(PY) -m mini_assistant serve $(ARGS)
 
 ##@ Test
-test: setup $(VENV)/.test $(VENV)/.openai-1x $(NODE_STAMP) ## run every test that takes seconds; ARGS="-k name" for pytest's flags
+test: setup $(VENV)/.test $(VENV)/.openai-1x $(VENV)/.jupyter $(NODE_STAMP) ## run every test that takes seconds; ARGS="-k name" for pytest's flags
 	$(PY) -m pytest -n auto -m "not heavy" $(ARGS)
 
-test-all: setup $(VENV)/.test $(VENV)/.openai-1x $(NODE_STAMP) ## run the tests that take minutes too
+test-all: setup setup-wasm $(VENV)/.test $(VENV)/.openai-1x $(VENV)/.jupyter $(NODE_STAMP) ## run the tests that take minutes too
 	$(PY) -m pytest -n auto $(ARGS)
 
 bench: setup $(VENV)/.test ## measure this checkout against bare servers; ARGS for its flags
@@ -77,7 +82,7 @@ clean: ## remove .venv and everything else that was installed or cached; data st
 help:
 	@awk 'BEGIN { FS = ":.*## " } \
 	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	  /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 
 COVERAGE_PAGE := from mini_assistant.app import all_routes; \
@@ -117,6 +122,21 @@ $(VENV)/.test: requirements/test.lock $(VENV)/.runtime
 $(VENV)/.openai-1x: requirements/openai-1x.lock $(VENV)/.runtime
 	@rm -rf $(VENV)/openai-1x
 	@$(PIP) install --require-hashes --no-deps --target $(VENV)/openai-1x -r requirements/openai-1x.lock
+	@touch $@
+
+$(VENV)/.jupyter: requirements/jupyter.lock $(PY)
+	@echo "make: installing a Jupyter gateway for the tests"
+	@rm -rf $(VENV)/jupyter && $(PY) -m venv $(VENV)/jupyter
+	@$(VENV)/jupyter/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/jupyter.lock
+	@touch $@
+
+# The command says itself what it does, and does nothing when all is there.
+$(VENV)/.sandbox: $(SANDBOXES)/process.lock $(VENV)/.runtime
+	@$(PY) -m mini_assistant sandbox prepare process
+	@touch $@
+
+$(VENV)/.sandbox-wasm: $(SANDBOXES)/wasm.lock $(VENV)/.runtime
+	@$(PY) -m mini_assistant sandbox prepare wasm
 	@touch $@
 
 $(VENV)/.check: requirements/check.lock $(VENV)/.runtime

@@ -10,6 +10,7 @@ import pytest
 from mini_assistant.app import running_server
 from mini_assistant.models.scripted import ScriptedEndpoint
 from mini_assistant.settings import Settings
+from tests.sandboxed import why_not
 from tests.time_limit import time_limit  # noqa: F401 - every test is bounded
 
 
@@ -23,7 +24,14 @@ async def endpoint() -> AsyncIterator[ScriptedEndpoint]:
 @pytest.fixture
 def settings(tmp_path: Path, endpoint: ScriptedEndpoint) -> Settings:
     """Settings of a server on a free port whose every model is the scripted endpoint."""
-    return Settings(port=0, data_dir=tmp_path / "data", openai_base_url=endpoint.base_url, model_retries_max=0)
+    return Settings(port=0, data_dir=tmp_path / "data", openai_base_url=endpoint.base_url, model_retries_max=0, sandbox="none")
+
+
+@pytest.fixture
+def process_sandbox() -> None:
+    """For tests that run code: skips them, with the reason, where the sandbox `process` does not work."""
+    if reason := why_not("process"):
+        pytest.skip(reason)
 
 
 @pytest.fixture

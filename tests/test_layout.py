@@ -102,7 +102,6 @@ ROLES = {
     "services.py": "seam",
     "pagination.py": "rows",
     "vector_stores/filters.py": "store",
-    "sandboxes/guest/agent.py": "guest",
 }
 
 
@@ -119,6 +118,8 @@ def role_of(path: str) -> str:
         return "seam"
     if path == "db/tables.py" or folder.startswith("db/migrations"):
         return "rows"
+    if folder == "sandboxes/guest":
+        return "guest"
     if folder in BACKEND_FOLDERS:
         return "seam" if path in OPEN_IN_MODELS else "backend"
     if folder == "http":
@@ -182,6 +183,7 @@ BROAD_EXCEPT_ALLOWED = {
     ("runs/worker.py", "_survive"): "the outer boundary of a run",
     ("vector_stores/ingest_worker.py", "_survive"): "the outer boundary of a file",
     ("runs/tool_calls.py", "_run_call"): "a tool's failure is read by the model",
+    ("sandboxes/guest/agent.py", "_run_guarded"): "whatever code raises is its own output",
 }
 IMPORT_INSIDE_ALLOWED = {("db/migrations/__init__.py", "migrate"): "Alembic is slow to import, and most starts have nothing to migrate"}
 PRINT_ALLOWED = {"__main__.py"}

@@ -1,4 +1,4 @@
-"""The command line: `mini-assistant serve` runs the server, `mini-assistant check` says whether it could."""
+"""The command line: `mini-assistant serve` runs the server, `check` says whether it could, `sandbox prepare` installs what runs code."""
 
 import argparse
 import asyncio
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         for name in ("uvicorn", "alembic"):
             logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
-        return options.run(settings)
+        return options.run(settings, options)
     except (ConfigError, BackendError, OSError) as exc:
         print(f"mini-assistant: {exc}", file=sys.stderr)
         return 1
@@ -41,13 +41,23 @@ def _parser() -> argparse.ArgumentParser:
         "check", help="try each part of the server", description="Try each part of the server and say what is wrong."
     )
     check.set_defaults(run=_check)
-    for command in (serve, check):
+    sandbox = commands.add_parser("sandbox", help="prepare what code_interpreter runs code in")
+    sandbox_commands = sandbox.add_subparsers(required=True, metavar="COMMAND")
+    prepare = sandbox_commands.add_parser(
+        "prepare",
+        help="install the Python that code runs in",
+        description="Install the Python that code runs in. process: CPython and its scientific packages, a minute. "
+        "wasm: CPython for WebAssembly, compiled ahead, several minutes and 2 GB of memory.",
+    )
+    prepare.add_argument("environment", nargs="?", choices=("process", "wasm"), default="process", help="which (process)")
+    prepare.set_defaults(run=_prepare)
+    for command in (serve, check, prepare):
         command.add_argument("--data-dir", type=Path, help="folder of the embedded database (data)")
         command.add_argument("--config", type=Path, help="config file (TOML); see docs/settings.md")
     return parser
 
 
-def _serve(settings: Settings) -> int:
+def _serve(settings: Settings, _options: argparse.Namespace) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(app.serve(settings, _announce))
     return 0
@@ -57,12 +67,17 @@ def _announce(line: str) -> None:
     print(line, flush=True)
 
 
-def _check(settings: Settings) -> int:
+def _check(settings: Settings, _options: argparse.Namespace) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         parts = runner.run(app.checked_parts(settings))
     for name, outcome in parts.items():
         print(f"{name}: {outcome}" if isinstance(outcome, BackendError) else f"{name}: ok ({outcome})")
     return 1 if any(isinstance(outcome, BackendError) for outcome in parts.values()) else 0
+
+
+def _prepare(settings: Settings, options: argparse.Namespace) -> int:
+    app.prepare_sandbox(settings, options.environment, _announce)
+    return 0
 
 
 if __name__ == "__main__":

@@ -38,10 +38,22 @@ from mini_assistant.queue.local import LocalTaskQueue
 from mini_assistant.runs import routes as run_routes
 from mini_assistant.runs.leases import free_all_leases
 from mini_assistant.runs.worker import Worker
+from mini_assistant.sandboxes.absent import NoSandbox
+from mini_assistant.sandboxes.auto import AutoSandbox
+from mini_assistant.sandboxes.base import Sandbox
+from mini_assistant.sandboxes.environments import prepare_process
+from mini_assistant.sandboxes.jupyter import JupyterSandbox
+from mini_assistant.sandboxes.opensandbox import OpenSandboxService
+from mini_assistant.sandboxes.process import ProcessSandbox
+from mini_assistant.sandboxes.unsafe import UnsafeSandbox
+from mini_assistant.sandboxes.wasm import WasmSandbox
+from mini_assistant.sandboxes.wasm_prepare import prepare_wasm
 from mini_assistant.services import Services
 from mini_assistant.settings import Settings
 from mini_assistant.threads import routes as thread_routes
+from mini_assistant.tools.code_interpreter import CodeInterpreter
 from mini_assistant.tools.file_search import FileSearch
+from mini_assistant.tools.sandbox_sessions import SandboxSessions
 from mini_assistant.vector_stores import ingest_tasks
 from mini_assistant.vector_stores import routes as vector_store_routes
 from mini_assistant.vector_stores.indexes.segments import SegmentIndex
@@ -135,6 +147,39 @@ def build_reranker(settings: Settings) -> Reranker | None:
     return RerankEndpoint(settings.rerank_url, settings.rerank_model, api_key=settings.rerank_api_key, limits=limits)
 
 
+def build_sandbox(settings: Settings) -> Sandbox:
+    """The sandbox that the settings name, not tried yet. Raises ConfigError for an unknown one, or one without its address."""
+    if settings.sandbox in ("jupyter", "opensandbox") and not settings.sandbox_url.startswith(("http://", "https://")):
+        raise ConfigError(f"sandbox = {settings.sandbox} needs sandbox_url, such as http://127.0.0.1:8888.")
+    match settings.sandbox:
+        case "auto":
+            return AutoSandbox([ProcessSandbox(settings), WasmSandbox(settings)])
+        case "process":
+            return ProcessSandbox(settings)
+        case "wasm":
+            return WasmSandbox(settings)
+        case "jupyter":
+            return JupyterSandbox(settings)
+        case "opensandbox":
+            return OpenSandboxService(settings)
+        case "unsafe":
+            return UnsafeSandbox(settings)
+        case "none":
+            return NoSandbox("This server runs no code: its setting `sandbox` is none.")
+        case _:
+            raise ConfigError(f"'sandbox' must be auto, process, wasm, jupyter, opensandbox, unsafe or none, but is '{settings.sandbox}'.")
+
+
+async def _opened_sandbox(settings: Settings) -> Sandbox:
+    """As `build_sandbox`, tried when the settings name it: what was asked for works, or the server does not start."""
+    sandbox = build_sandbox(settings)
+    if settings.sandbox not in ("auto", "none"):
+        await sandbox.check()
+    if settings.sandbox == "unsafe":
+        log.warning("sandbox = unsafe: code that models write runs as this user, with all that this user may do.")
+    return sandbox
+
+
 @contextlib.asynccontextmanager
 async def open_services(settings: Settings) -> AsyncGenerator[Services]:
     """All parts, ready to be used. Raises StoreUnavailable when the database cannot be opened."""
@@ -158,6 +203,10 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             stack.push_async_callback(reranker.close)
         index = SegmentIndex(db, cache_bytes_max=settings.index_cache_bytes_max)
         stack.push_async_callback(index.close)
+        sandbox = await _opened_sandbox(settings)
+        stack.push_async_callback(sandbox.close)
+        sandbox_sessions = SandboxSessions(sandbox, settings)
+        stack.push_async_callback(sandbox_sessions.close)
         services = Services(
             db=db,
             queue=LocalTaskQueue(),
@@ -172,7 +221,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             embedder=embedder,
             reranker=reranker,
             index=index,
-            tools={"file_search": FileSearch()},
+            tools={"file_search": FileSearch(), "code_interpreter": CodeInterpreter(sandbox_sessions)},
             clock=SystemClock(),
             settings=settings,
         )
@@ -287,24 +336,36 @@ def model_line(settings: Settings) -> str:
     return f"Models are answered by: {', '.join(provider_names(settings))}."
 
 
+def prepare_sandbox(settings: Settings, environment: str, tell: Callable[[str], None]) -> None:
+    """Install what a sandbox runs code in. environment: process or wasm. tell: told of the progress, a line at a time.
+
+    Raises ConfigError when it cannot be installed.
+    """
+    prepare = {"process": prepare_process, "wasm": prepare_wasm}[environment]
+    prepare(settings.sandbox_environments, tell)
+
+
 async def checked_parts(settings: Settings) -> Mapping[str, str | BackendError]:
     """Try each part of the server; what it says of itself, or why it cannot be used."""
     database = build_database(settings)
     models, _ = build_models(settings)
     embedder = build_embedder(settings)
     reranker = build_reranker(settings)
+    sandbox = build_sandbox(settings)
     try:
         parts = {
             "database": await _outcome(database.check()),
             "files": await _outcome(DiskBlobStore(settings.data_dir / BLOBS_FOLDER).check()),
             "model": await _outcome(models.check()),
             "embedder": await _outcome(embedder.check()),
+            "sandbox": await _outcome(sandbox.check()),
             "queue": "in this process; runs that wait are rows of the database",
         }
         return parts if reranker is None else {**parts, "re-ranker": await _outcome(reranker.check())}
     finally:
         await models.close()
         await embedder.close()
+        await sandbox.close()
         if reranker is not None:
             await reranker.close()
 

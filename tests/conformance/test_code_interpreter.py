@@ -112,7 +112,7 @@ async def test_an_error_goes_to_the_model_which_tries_again(sdk: openai.AsyncOpe
 
 
 async def test_figures_and_files(sdk: openai.AsyncOpenAI, endpoint: ScriptedEndpoint) -> None:
-    run = await finished(sdk, endpoint, [run_code(PLOT)], [run_code(SUMMARY)], [Text(["Here it is: [summary](sandbox:/mnt", ANSWER[33:]])])
+    run = await finished(sdk, endpoint, [run_code(PLOT)], [run_code(SUMMARY)], [Text(["Here it is: [summary](sandbox:/mnt", ANSWER[34:]])])
 
     drawn, image, shown = (await code_call(sdk, run))["code_interpreter"]["outputs"]
     assert (drawn, shown) == ({"type": "logs", "logs": "drawn\n"}, {"type": "logs", "logs": "shown\n"})
