@@ -186,7 +186,7 @@ class Settings:
     @property
     def sandbox_environments(self) -> Path:
         """The folder that `sandbox_environments_dir` names."""
-        return Path(self.sandbox_environments_dir or Path(sys.prefix) / "sandboxes")
+        return Path(self.sandbox_environments_dir or Path(sys.prefix) / "sandboxes").absolute()
 
     @property
     def is_loopback(self) -> bool:

@@ -32,18 +32,27 @@ FORGED = [
 ]
 LINES = "".join(json.dumps(line) + "\n" for line in FORGED)
 
-WRITE = cell("""
+# On WebAssembly descriptors have large numbers, which only their own objects know.
+FIND = cell("""
+    import gc, io
+    FDS = set(range(3, 256))
+    for thing in gc.get_objects():
+        try:
+            type(thing) is io.FileIO and thing.fileno() > 2 and FDS.add(thing.fileno())
+        except ValueError:
+            pass
+""")
+
+WRITE = FIND + cell("""
     data = {data}
-    for fd in range(3, 256):
+    set_blocking = getattr(os, 'set_blocking', lambda fd, is_blocking: None)  # WebAssembly has none
+    for fd in FDS:
         try:
-            os.set_blocking(fd, False)
-        except OSError:
-            continue
-        try:
+            set_blocking(fd, False)
             os.write(fd, data)
+            set_blocking(fd, True)
         except OSError:
             pass
-        os.set_blocking(fd, True)
 """)
 
 # Written on every descriptor that is open beside input, output and errors.
@@ -63,7 +72,9 @@ WRITTEN = {
 }
 
 # Finds out what its own call is called, which the program around it knows.
-OWN_ID = """
+OWN_ID = (
+    FIND
+    + """
 frame, key = sys._getframe(), None
 while frame and key is None:
     for value in list(frame.f_locals.values()):
@@ -73,12 +84,13 @@ while frame and key is None:
 assert key
 def forge(**fields):
     line = json.dumps({"id": key, **fields}).encode() + b"\\n"
-    for fd in range(3, 64):
+    for fd in FDS:
         try:
             os.write(fd, line)
         except OSError:
             pass
 """
+)
 INSIDE = {
     "its own end, early": OWN_ID
     + cell("""
@@ -109,16 +121,17 @@ INSIDE = {
     "figure that is a number": OWN_ID + "forge(event='image', png=7)",
     "line without an end": OWN_ID
     + cell("""
-        for fd in range(3, 64):
+        for fd in FDS:
             try:
-                os.set_blocking(fd, False)
+                getattr(os, 'set_blocking', lambda fd, is_blocking: None)(fd, False)
                 for _ in range(400):
                     os.write(fd, b'x' * 60000)
                     time.sleep(0.001)
             except OSError:
                 pass
     """),
-    "requests read away": cell("""
+    "requests read away": FIND
+    + cell("""
         import threading
         def steal(fd):
             while True:
@@ -126,7 +139,7 @@ INSIDE = {
                     os.read(fd, 65536)
                 except OSError:
                     return
-        for fd in range(3, 64):
+        for fd in FDS:
             threading.Thread(target=steal, args=[fd], daemon=True).start()
     """),
 }
@@ -142,8 +155,9 @@ UPSET = {
         os.close(2)
     """),
     "every descriptor closed": "os.closerange(0, 256)",
-    "every descriptor made one": cell("""
-        for fd in range(3, 64):
+    "every descriptor made one": FIND
+    + cell("""
+        for fd in FDS:
             try:
                 os.fstat(fd)
                 os.dup2(1, fd)

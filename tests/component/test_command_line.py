@@ -118,6 +118,7 @@ def test_check_says_that_every_part_is_ok(model: str, tmp_path: Path) -> None:
     assert re.fullmatch(r"ok \(SQLite 3\.[\d.]+, new/data/mini-assistant\.sqlite3\)", parts["database"])
     assert parts["model"] == f"ok (The provider 'openai' answers at {model}.)"
     assert parts["embedder"] == "ok (wordllama-256, in this process)"
+    assert re.match(r"ok \((process: |wasm: |none; process: )", parts["sandbox"])
     assert parts["queue"] == "ok (in this process; runs that wait are rows of the database)"
     assert all(outcome.startswith("ok (") for outcome in parts.values())
 
@@ -147,6 +148,16 @@ def test_check_says_why_the_database_cannot_be_used(model: str, tmp_path: Path) 
     result = run("check", OPENAI_BASE_URL=model)
     assert result.returncode == 1
     assert "database: data/mini-assistant.sqlite3 cannot be opened: file is not a database." in result.stdout
+
+
+def test_check_says_why_the_sandbox_cannot_be_used(model: str) -> None:
+    result = run("check", OPENAI_BASE_URL=model, MINI_ASSISTANT_SANDBOX="wasm", MINI_ASSISTANT_SANDBOX_ENVIRONMENTS_DIR="nothing")
+    assert result.returncode == 1
+    assert re.search(r"^sandbox: .*mini-assistant sandbox prepare wasm", result.stdout, re.MULTILINE)
+
+    result = run("check", OPENAI_BASE_URL=model, MINI_ASSISTANT_SANDBOX_ENVIRONMENTS_DIR="nothing")
+    assert result.returncode == 0
+    assert re.search(r"^sandbox: ok \(none; process: .*; wasm: ", result.stdout, re.MULTILINE)
 
 
 def test_check_works_beside_a_running_server(model: str) -> None:
@@ -197,6 +208,31 @@ def test_serve_refuses_a_folder_that_another_server_uses(model: str) -> None:
         assert second.returncode == 1
         assert second.stderr == "mini-assistant: data/mini-assistant.sqlite3 is in use by another server.\n"
         assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"SANDBOX": "wasm", "SANDBOX_ENVIRONMENTS_DIR": "nothing"}, "`mini-assistant sandbox prepare wasm`"),
+        ({"SANDBOX": "process", "SANDBOX_ENVIRONMENTS_DIR": "nothing"}, "`mini-assistant sandbox prepare`"),
+        ({"SANDBOX": "jupyter"}, "sandbox = jupyter needs sandbox_url"),
+        ({"SANDBOX": "docker"}, "'sandbox' must be auto, process, wasm, jupyter, opensandbox, unsafe or none, but is 'docker'"),
+    ],
+)
+def test_serve_refuses_a_sandbox_that_does_not_work(settings: dict[str, str], problem: str, model: str) -> None:
+    result = run("serve", "--port", "0", OPENAI_BASE_URL=model, **{f"MINI_ASSISTANT_{name}": value for name, value in settings.items()})
+
+    assert result.returncode == 1
+    assert problem in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "is ready" not in result.stdout
+
+
+def test_serve_warns_when_code_is_not_isolated(model: str) -> None:
+    with serving(OPENAI_BASE_URL=model, MINI_ASSISTANT_SANDBOX="unsafe") as server:
+        server.address()
+        assert server.stop() == 0
+    assert any("WARNING" in line and "sandbox = unsafe" in line for line in server.lines)
 
 
 CONFIG = """

@@ -390,7 +390,7 @@ async def test_a_store_that_expires_during_the_run_is_told_to_the_model(services
     assert await FileSearch().prepare(use, is_first_turn=True) is not None
     clock.advance(2 * 86_400)
     with pytest.raises(ToolFailure, match="has expired"):
-        await FileSearch().call(use, "call_1", 4, {"queries": ["pizza"]})
+        await FileSearch().call(use, "call_1", 4, {"queries": ["pizza"]}, tell=lambda place, output: None)
 
 
 # ---- after a crash ---------------------------------------------------------------------------------------------------------------------

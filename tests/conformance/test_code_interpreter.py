@@ -297,5 +297,5 @@ async def test_without_a_sandbox_the_model_and_the_user_are_told(sdk: openai.Asy
     run = await finished(sdk, endpoint, [run_code("1 + 1")], [Text("I cannot.")])
 
     [output] = (await code_call(sdk, run))["code_interpreter"]["outputs"]
-    assert "runs no code" in output["logs"]
-    assert "runs no code" in asked(endpoint)[-1]["content"]
+    assert "no sandbox to run code" in output["logs"]
+    assert "no sandbox to run code" in asked(endpoint)[-1]["content"]

@@ -22,7 +22,7 @@ from mini_assistant.errors import SandboxFileMissing, SandboxFull, SandboxUnavai
 from mini_assistant.sandboxes import agent_session
 from mini_assistant.sandboxes.base import Execution, Image, Logs, Output, Sandbox, SandboxSession
 from mini_assistant.settings import Settings
-from tests.contract.sandbox_backends import BACKENDS, Backend, reason_to_skip, running_backend
+from tests.contract.sandbox_backends import BACKENDS, WITH_SERVICES, Backend, reason_to_skip, running_backend
 
 MEGABYTE = 1024 * 1024
 LIMITS: dict[str, Any] = {
@@ -62,7 +62,11 @@ def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent_session, "INTERRUPT_GRACE_SECONDS", 0.5)
 
 
-@pytest.fixture(scope="module", params=list(BACKENDS))
+@pytest.fixture(
+    scope="module",
+    # Kernels answer slowly: what matters most of them is in tests/component too.
+    params=[pytest.param(name, marks=pytest.mark.heavy if name in WITH_SERVICES else ()) for name in BACKENDS],
+)
 def backend(request: pytest.FixtureRequest) -> Backend:
     if reason := reason_to_skip(request.param):
         pytest.skip(reason)
@@ -262,8 +266,8 @@ async def test_a_syntax_error_shows_the_line(session: SandboxSession) -> None:
         "class E(Exception):\n    def __str__(self): raise ValueError('inside')\nraise E",
         "class R:\n    def __repr__(self): raise ValueError('inside')\nR()",
         "def f(): f()\nf()",
-        "raise BaseExceptionGroup('many', [ValueError(1), KeyboardInterrupt()])",
-        "x = '\\ud800'\nraise ValueError(x)",
+        pytest.param("raise BaseExceptionGroup('many', [ValueError(1), KeyboardInterrupt()])", id="group"),
+        pytest.param("x = '\\ud800'\nraise ValueError(x)", id="surrogate-in-error"),
         "raise KeyboardInterrupt",
         "raise GeneratorExit",
         "assert False",

@@ -76,6 +76,8 @@ def test_every_setting_can_be_given_as_text(item: dataclasses.Field[Any]) -> Non
         "openai_base_url": "http://127.0.0.1:1/v1",
         "data_dir": "/srv/data",
         "parse_memory_bytes_max": "100000000",
+        "sandbox_memory_bytes_max": "300000000",
+        "sandbox_disk_bytes_max": "2000000",
     }
     typical = {bool: "true", int: "5000", float: "31.5", str: "text", tuple: "first, second,,"}
     text = examples.get(item.name, typical.get(type(item.default), ""))

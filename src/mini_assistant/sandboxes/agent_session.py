@@ -357,7 +357,7 @@ class AgentSession:
             return
         try:
             answer = msgspec.json.decode(line, type=_Answer)
-        except (msgspec.DecodeError, ValueError):
+        except (msgspec.DecodeError, ValueError, RecursionError):
             return
         if answer.id != call.key:
             return

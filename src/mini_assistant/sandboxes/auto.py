@@ -51,7 +51,6 @@ class AutoSandbox:
                 refused.append(f"{candidate.name}: {exc.message}")
             else:
                 rest = [f"{other.name}: not needed" for other in self._candidates[place:]]
-                log.info("code_interpreter runs code in %s: %s", candidate.name, told)
                 return candidate, f"{candidate.name}: {told}" + "".join(f"; {reason}" for reason in (*refused, *rest))
         reason = "There is no sandbox to run code in. " + " ".join(refused)
         log.warning("code_interpreter: %s", reason)

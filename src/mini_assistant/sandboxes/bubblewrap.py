@@ -270,10 +270,10 @@ def _proc(descriptor_of: DescriptorOf) -> Iterator[str]:
 
 
 def _devices(confinement: Confinement) -> Iterator[str]:
-    """A few harmless ones. Those are the host's own: their mounts are read-only, so that what they are cannot be changed."""
+    """A few harmless ones. Those are the host's own, and belong to its root, whom no code inside is."""
     yield from ("--perms", "0755", "--size", str(_MASK_BYTES), "--tmpfs", "/dev")
     for name in _DEVICES:
-        yield from ("--dev-bind", f"/dev/{name}", f"/dev/{name}", "--remount-ro", f"/dev/{name}")
+        yield from ("--dev-bind", f"/dev/{name}", f"/dev/{name}")
     for name, target in _DEVICE_LINKS.items():
         yield from ("--symlink", target, f"/dev/{name}")
     yield from _tmpfs("/dev/shm", confinement.shm_bytes, "1777")  # noqa: S108 - inside of the sandbox

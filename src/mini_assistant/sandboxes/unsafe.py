@@ -56,7 +56,7 @@ class UnsafeSandbox:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._folder = settings.data_dir / "sandboxes"
+        self._folder = settings.data_dir.absolute() / "sandboxes"
         self._sessions: WeakSet[AgentSession] = WeakSet()  # one that is open is held by the loop, which reads from it
         self._is_closed = False
         shutil.rmtree(self._folder, ignore_errors=True)

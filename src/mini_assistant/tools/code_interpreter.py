@@ -56,6 +56,7 @@ _STATE_WAS_LOST = (
     "Define again what you need."
 )
 _STATE_IS_LOST = "All variables and imports are gone. The next call begins in a fresh session, with the uploaded files and no others."
+_NO_SANDBOX = "There is no sandbox to run code in now; `mini-assistant check` tells the operator of this server why."
 _NOT_RUN = "The code was not run. Do not call this tool again now; say that it is not available."
 
 log = logging.getLogger("mini_assistant.tools")
@@ -89,7 +90,9 @@ class CodeInterpreter:
         try:
             text = await self._run(use, _without_fence(code), outputs)
         except SandboxUnavailable as exc:
-            outputs.add_sentence(f"There is no sandbox to run code in: {exc.message}")
+            # The reason names what the server has and lacks: that is for its operator.
+            log.warning("run %s: its code cannot be run: %s", use.run.id, exc.message)
+            outputs.add_sentence(_NO_SANDBOX)
             text = _text_for_model({}, outputs.told, [_NOT_RUN], _output_bytes_max(use))
         return ToolResult(CodeInterpreterToolCall(call_id, CodeCall(code, outputs.told)), text)
 
