@@ -14,16 +14,22 @@ from mini_assistant.sandboxes.unsafe import UnsafeSandbox
 from mini_assistant.sandboxes.wasm import WasmSandbox
 from mini_assistant.settings import Settings
 from tests.attacks.attempts import wait_until_ended
-from tests.attacks.targets import Targets, adopt_orphans, descendants, reap
+from tests.attacks.targets import Targets, adopting_orphans, descendants, reap
 
 MEGABYTE = 1024 * 1024
 ISOLATED: dict[str, Callable[[Settings], Sandbox]] = {"process": ProcessSandbox, "wasm": WasmSandbox}
 
 
+@pytest.fixture(autouse=True)
+def orphans() -> Iterator[None]:
+    """Nothing that a test starts can hide by losing its parent."""
+    with adopting_orphans():
+        yield
+
+
 @pytest.fixture
 def targets(tmp_path: Path) -> Iterator[Targets]:
     """Fresh targets, which no other test has touched."""
-    adopt_orphans()
     with Targets(tmp_path) as targets:
         yield targets
 
@@ -82,7 +88,12 @@ async def running(name: str, settings: Settings, why_unavailable: dict[str, str]
     assert left == set(), "processes are left after the sandbox was closed"
 
 
-@pytest.fixture(params=ISOLATED)
+# The default of a Linux machine is tried each time, the others with the tests that take minutes.
+_HEAVY = pytest.mark.heavy
+_BACKENDS = ["process", pytest.param("wasm", marks=_HEAVY)]
+
+
+@pytest.fixture(params=_BACKENDS)
 async def sandbox(request: pytest.FixtureRequest, settings: Settings, why_unavailable: dict[str, str]) -> AsyncIterator[Sandbox]:
     """Every backend that has to hold an attack."""
     async for sandbox in running(request.param, settings, why_unavailable):
@@ -99,7 +110,7 @@ async def unsafe(settings: Settings) -> AsyncIterator[Sandbox]:
     reap(descendants() - before)
 
 
-@pytest.fixture(params=[*ISOLATED, "unsafe"])
+@pytest.fixture(params=[*_BACKENDS, pytest.param("unsafe", marks=_HEAVY)])
 async def any_sandbox(request: pytest.FixtureRequest, settings: Settings, why_unavailable: dict[str, str]) -> AsyncIterator[Sandbox]:
     """Every backend, for attempts on what the host does with files and answers: without isolation that has to hold by itself."""
     if request.param == "unsafe":

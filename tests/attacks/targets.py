@@ -287,8 +287,13 @@ def _in_folder(folder: Path) -> Iterator[None]:
 def descendants(pid: int | None = None) -> set[int]:
     """Process ids of all children, grandchildren and so on of this process, as the host sees them; those that have ended are left out.
 
-    Together with `adopt_orphans` nothing that a test has started can hide from it.
+    Together with `adopting_orphans` nothing that a test has started can hide from it.
     """
+    return {process for process in _all_descendants(pid) if _is_running(process)}
+
+
+def _all_descendants(pid: int | None = None) -> set[int]:
+    """As `descendants`, with those that have ended and whose parent has not asked how."""
     found: set[int] = set()
     waiting = [os.getpid() if pid is None else pid]
     while waiting:
@@ -297,7 +302,7 @@ def descendants(pid: int | None = None) -> set[int]:
                 new = {int(child) for child in children.read_text().split()} - found
                 found |= new
                 waiting += new
-    return {process for process in found if _is_running(process)}
+    return found
 
 
 def _is_running(pid: int) -> bool:
@@ -307,10 +312,17 @@ def _is_running(pid: int) -> bool:
         return False
 
 
-def adopt_orphans() -> None:
-    """Become the parent of every descendant whose own parent ends, in the place of the host's first process."""
+@contextlib.contextmanager
+def adopting_orphans() -> Iterator[None]:
+    """In this time be the parent of every descendant whose own parent ends, in the place of the host's first process."""
     pr_set_child_subreaper = 36
+    before = _all_descendants()
     libc.prctl(pr_set_child_subreaper, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        libc.prctl(pr_set_child_subreaper, 0, 0, 0, 0)
+        reap(_all_descendants() - before)  # what has ended, and what a control has left: other tests count the children of this process
 
 
 def reap(pids: set[int]) -> None:
