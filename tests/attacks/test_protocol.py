@@ -32,27 +32,41 @@ FORGED = [
 ]
 LINES = "".join(json.dumps(line) + "\n" for line in FORGED)
 
-# On WebAssembly descriptors have large numbers, which only their own objects know.
+# WRITERS write where the program around the code answers: by descriptors, and by the object that it has for that, which on WebAssembly is
+# the only way.
 FIND = cell("""
-    import gc, io
+    import functools, gc, io
     FDS = set(range(3, 256))
     for thing in gc.get_objects():
         try:
             type(thing) is io.FileIO and thing.fileno() > 2 and FDS.add(thing.fileno())
         except ValueError:
             pass
+    WRITERS = [functools.partial(os.write, fd) for fd in sorted(FDS)]
+    frame = sys._getframe()
+    while frame:
+        for value in list(frame.f_locals.values()):
+            if hasattr(value, '_answers') and hasattr(value._answers, 'write'):
+                WRITERS.append(value._answers.write)
+        frame = frame.f_back
 """)
 
 WRITE = FIND + cell("""
     data = {data}
     set_blocking = getattr(os, 'set_blocking', lambda fd, is_blocking: None)  # WebAssembly has none
-    for fd in FDS:
+    def set_all_blocking(is_blocking):
+        for fd in FDS:
+            try:
+                set_blocking(fd, is_blocking)
+            except OSError:
+                pass
+    set_all_blocking(False)
+    for write in WRITERS:
         try:
-            set_blocking(fd, False)
-            os.write(fd, data)
-            set_blocking(fd, True)
-        except OSError:
+            write(data)
+        except (OSError, ValueError):
             pass
+    set_all_blocking(True)
 """)
 
 # Written on every descriptor that is open beside input, output and errors.
@@ -84,10 +98,10 @@ while frame and key is None:
 assert key
 def forge(**fields):
     line = json.dumps({"id": key, **fields}).encode() + b"\\n"
-    for fd in FDS:
+    for write in WRITERS:
         try:
-            os.write(fd, line)
-        except OSError:
+            write(line)
+        except (OSError, ValueError):
             pass
 """
 )
@@ -339,6 +353,16 @@ async def test_code_that_knows_its_own_call(any_sandbox: Sandbox, name: str, tar
 @pytest.mark.parametrize("name", UPSET)
 async def test_an_interpreter_that_is_upset(any_sandbox: Sandbox, name: str, targets: Targets) -> None:
     await assert_not_deceived(any_sandbox, UPSET[name], targets)
+
+
+async def test_code_can_end_its_own_call(any_sandbox: Sandbox, targets: Targets) -> None:
+    """That what the attempts write is read by the host, and would deceive one that believed it."""
+    code = OWN_ID + "forge(event='done', error=None)\ntime.sleep(0.5)\nprint('behind its end')"
+
+    heard = await assert_not_deceived(any_sandbox, code, targets)
+
+    assert "behind its end" not in heard.logs
+    assert heard.execution.outcome == "ok"
 
 
 # ---- controls ------------------------------------------------------------------------------------------------------------------------
