@@ -173,7 +173,9 @@ class Settings:
     sandbox_sessions_max: int = _setting(20, "Sessions of one process; the one that was idle longest makes room.", minimum=1)
     sandbox_pool_sessions: int = _setting(1, "Sessions kept ready, from the first run with code_interpreter on.", minimum=0)
     sandbox_output_files_max: int = _setting(20, "Files of one call that are kept as files of the project.", minimum=0)
-    sandbox_url: str = _setting("", "Address of the gateway or server of `jupyter`, or of `opensandbox`.")
+    sandbox_url: str = _setting(
+        "", "Address of the gateways of `jupyter`, several with commas or a name with several addresses; or of the server of `opensandbox`."
+    )
     sandbox_token: str = _setting("", "Its token or key.", secret=True)
     sandbox_image: str = _setting("opensandbox/code-interpreter:latest", "Image of the containers of `opensandbox`.")
 
