@@ -70,9 +70,6 @@ def begin(source):
     agent = types.ModuleType("agent")
     sys.modules["agent"] = agent
     exec(compile(source, "agent.py", "exec"), agent.__dict__)
-    # WASI has its own numbers for a full disk and a file that is too large; the server knows those of Linux.
-    name_error, of_linux = agent._error_name, {"OSError:51": "OSError:28", "OSError:22": "OSError:27"}
-    agent._error_name = lambda exc: of_linux.get(name_error(exc), name_error(exc))
     agent.Agent(Door(), Door(), "/mnt/data").serve()
 begin(%r)
 """
