@@ -62,12 +62,15 @@ def jupyter_gateway(*, is_one_kernel: bool = False, arguments: Sequence[str] = (
 
 def _isolation() -> list[str]:
     """Arguments of bubblewrap: nothing of the machine can be changed, and only loopback is meant to be reached."""
+    # Also where the checkout or its Python lies in one of the folders that are covered.
+    shown = (ENVIRONMENT, Path(sys.base_prefix), ONE_KERNEL_CONFIG.parent)
     environment = {"HOME": "/tmp", "PATH": f"{ENVIRONMENT / 'bin'}:/usr/bin:/bin", "KG_AUTH_TOKEN": TOKEN, "LANG": "C.UTF-8"}
     return [
         *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--die-with-parent", "--new-session", "--as-pid-1"),
         *("--uid", "1000", "--gid", "1000", "--cap-drop", "ALL"),
         *("--ro-bind", "/", "/", "--tmpfs", "/tmp", "--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev"),
-        *("--tmpfs", "/mnt", "--size", str(DATA_BYTES_MAX), "--tmpfs", "/mnt/data", "--remount-ro", "/mnt", "--chdir", "/tmp"),
+        *("--tmpfs", "/mnt", *(word for path in shown for word in ("--ro-bind", str(path), str(path)))),
+        *("--size", str(DATA_BYTES_MAX), "--tmpfs", "/mnt/data", "--remount-ro", "/mnt", "--chdir", "/tmp"),
         *("--clearenv", *(part for name, value in environment.items() for part in ("--setenv", name, value))),
     ]
 
