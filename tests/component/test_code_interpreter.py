@@ -33,7 +33,7 @@ from mini_assistant.services import Services
 from mini_assistant.settings import ModelSettings, ProviderSettings, Settings
 from mini_assistant.threads.schema import Thread
 from mini_assistant.threads.store import insert_thread
-from mini_assistant.tools.base import ToolResult, ToolUse
+from mini_assistant.tools.base import ToldOutputs, ToolResult, ToolUse
 from mini_assistant.tools.code_interpreter import CodeInterpreter
 from mini_assistant.tools.sandbox_sessions import SandboxSessions
 from mini_assistant.tools.session_files import free_name, safe_name
@@ -193,7 +193,7 @@ class World:
     async def call(self, use: ToolUse, code: str = "code", **arguments: Any) -> ToolResult:
         self.told.clear()
         result = await self.tool.call(
-            use, "call_1", 1, arguments or {"code": code}, lambda place, output: self.told.append((place, output))
+            use, "call_1", 1, arguments or {"code": code}, ToldOutputs(lambda place, output: self.told.append((place, output)))
         )
         assert isinstance(result.call, CodeInterpreterToolCall)
         assert put_together(self.told) == result.call.code_interpreter.outputs
@@ -321,13 +321,6 @@ async def test_a_run_makes_sessions_ready_before_its_code_comes(services: Servic
     await world.call(use)
     assert sandbox.sessions[0].codes == ["code"]
     await world.sessions.close()
-
-
-@pytest.mark.parametrize("name", ["code", "input", "python", "source"])
-async def test_other_names_for_the_code_are_understood(world: World, sandbox: ScriptedSandbox, name: str) -> None:
-    result = await world.call(await world.use(), **{name: "1 + 1"})
-    assert sandbox.sessions[0].codes == ["1 + 1"]
-    assert result.call == CodeInterpreterToolCall("call_1", msgspec.structs.replace(result.call.code_interpreter, input="1 + 1"))  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -864,7 +857,7 @@ async def test_real_links_to_files_of_the_server_are_not_followed(real: World, s
 
 async def test_real_threads_run_side_by_side(real: World) -> None:
     uses = [await real.use() for _ in range(3)]
-    await asyncio.gather(*(real.tool.call(use, "c", 1, {"code": f"x = {n}"}, lambda *_: None) for n, use in enumerate(uses)))
+    await asyncio.gather(*(real.tool.call(use, "c", 1, {"code": f"x = {n}"}, ToldOutputs(lambda *_: None)) for n, use in enumerate(uses)))
     for number, use in enumerate(uses):
         assert body_of(await real.call(use, "x")) == f"{number}\n"
 

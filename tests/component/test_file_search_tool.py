@@ -40,7 +40,7 @@ from mini_assistant.settings import ModelSettings, Settings
 from mini_assistant.threads import store as thread_store
 from mini_assistant.threads.schema import FileCitation, FileCitationAnnotation, Message, TextContent, Thread
 from mini_assistant.threads.schema import Text as MessageText
-from mini_assistant.tools.base import ToolUse
+from mini_assistant.tools.base import ToldOutputs, ToolUse
 from mini_assistant.tools.file_search import FileSearch
 from mini_assistant.vector_stores.schema import ExpiresAfter, FileCounts, VectorStore
 from mini_assistant.vector_stores.store import insert_store
@@ -390,7 +390,7 @@ async def test_a_store_that_expires_during_the_run_is_told_to_the_model(services
     assert await FileSearch().prepare(use, is_first_turn=True) is not None
     clock.advance(2 * 86_400)
     with pytest.raises(ToolFailure, match="has expired"):
-        await FileSearch().call(use, "call_1", 4, {"queries": ["pizza"]}, tell=lambda place, output: None)
+        await FileSearch().call(use, "call_1", 4, {"queries": ["pizza"]}, ToldOutputs(lambda place, output: None))
 
 
 # ---- after a crash ---------------------------------------------------------------------------------------------------------------------

@@ -20,9 +20,7 @@ from mini_assistant.runs.code_input import CodeInput
 from mini_assistant.runs.schema import (
     CalledFunction,
     CodeCall,
-    CodeImage,
     CodeInterpreterToolCall,
-    CodeLogs,
     CodeOutput,
     FunctionToolCall,
     RequiredToolCall,
@@ -32,7 +30,7 @@ from mini_assistant.runs.schema import (
 from mini_assistant.runs.store import RunRecord
 from mini_assistant.services import Services
 from mini_assistant.tools import function
-from mini_assistant.tools.base import HostedTool, OutputTeller, ToolUse
+from mini_assistant.tools.base import HostedTool, ToldOutputs, ToolUse
 
 log = logging.getLogger("mini_assistant.runs")
 
@@ -80,7 +78,7 @@ def tool_types(run: Run) -> list[str]:
 
 
 CallOutputTeller = Callable[[int, int, CodeOutput], None]
-"""As `OutputTeller`, with the place of the call in its turn before the place of the output."""
+"""As the `tell` of `ToldOutputs`, with the place of the call in its turn before the place of the output."""
 
 
 async def run_tool_calls(
@@ -91,59 +89,41 @@ async def run_tool_calls(
     first_number: the place of the first call's output in the context of the run. tell: told what code puts out while it runs.
     """
     calls = (
-        _run_call(services, record, call, first_number + place, functools.partial(tell, place)) for place, call in enumerate(requested)
+        _run_call(services, record, call, first_number + place, ToldOutputs(functools.partial(tell, place)))
+        for place, call in enumerate(requested)
     )
     return list(await asyncio.gather(*calls))
 
 
-async def _run_call(services: Services, record: RunRecord, requested: RequestedCall, number: int, tell: OutputTeller) -> FinishedCall:
+async def _run_call(services: Services, record: RunRecord, requested: RequestedCall, number: int, told: ToldOutputs) -> FinishedCall:
     tool = hosted_tool_or_none(services, record.run, requested.name)
     if tool is None:
         return _function_call(record, requested)
-    started, told = tool.started_call(requested.id, record.run, {}), _ToldOutputs(tell)
+    started = tool.started_call(requested.id, record.run, {})
     try:
         arguments = _parsed(requested)
         started = tool.started_call(requested.id, record.run, arguments)
         use = ToolUse(services, record.project_id, record.run)
         async with asyncio.timeout(services.settings.tool_timeout_seconds):
-            result = await tool.call(use, requested.id, number, arguments, told.tell)
+            result = await tool.call(use, requested.id, number, arguments, told)
         return FinishedCall(result.call, result.output)
     except ToolFailure as failure:
-        return FinishedCall(told.shown_by(started), _failure_text(failure))
+        return FinishedCall(_as_told(started, told), _failure_text(failure))
     except TimeoutError:
         limit_seconds = services.settings.tool_timeout_seconds
         failure = ToolFailure("timeout", f"The tool took longer than {limit_seconds:g} seconds.")
-        return FinishedCall(told.shown_by(started), _failure_text(failure))
+        return FinishedCall(_as_told(started, told), _failure_text(failure))
     except Exception:
         log.exception("run %s: the tool %s broke", record.run.id, requested.name)
         failure = ToolFailure("failed", "The tool broke. Do not call it again with the same input.")
-        return FinishedCall(told.shown_by(started), _failure_text(failure))
+        return FinishedCall(_as_told(started, told), _failure_text(failure))
 
 
-class _ToldOutputs:
-    """Keeps what readers have been told of a call, which its step must show even when the call does not come to its end."""
-
-    def __init__(self, tell: OutputTeller) -> None:
-        self._tell = tell
-        self._outputs: list[CodeImage | list[str]] = []  # an image, or the pieces of logs
-
-    def tell(self, place: int, output: CodeOutput) -> None:
-        """As `OutputTeller`."""
-        self._tell(place, output)
-        if place == len(self._outputs):
-            self._outputs.append([output.logs] if isinstance(output, CodeLogs) else output)
-            return
-        begun = self._outputs[place]
-        assert isinstance(begun, list), "an image is told once"
-        assert isinstance(output, CodeLogs), "logs go on as logs"
-        begun.append(output.logs)
-
-    def shown_by(self, call: ToolCall) -> ToolCall:
-        """The call with what was told of it."""
-        if not isinstance(call, CodeInterpreterToolCall):
-            return call
-        outputs = [CodeLogs("".join(output)) if isinstance(output, list) else output for output in self._outputs]
-        return CodeInterpreterToolCall(call.id, CodeCall(call.code_interpreter.input, outputs))
+def _as_told(call: ToolCall, told: ToldOutputs) -> ToolCall:
+    """A call that did not come to its end, with what readers have been told of it."""
+    if not isinstance(call, CodeInterpreterToolCall):
+        return call
+    return CodeInterpreterToolCall(call.id, CodeCall(call.code_interpreter.input, told.outputs))
 
 
 def _function_call(record: RunRecord, requested: RequestedCall) -> FinishedCall:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mini_assistant.models.base import ToolDefinition
-from mini_assistant.runs.schema import CodeOutput, Run, ToolCall
+from mini_assistant.runs.schema import CodeImage, CodeImageFile, CodeLogs, CodeOutput, Run, ToolCall
 
 if TYPE_CHECKING:
     from mini_assistant.services import Services  # it holds the tools
@@ -21,11 +21,47 @@ class ToolUse(NamedTuple):
     run: Run
 
 
-OutputTeller = Callable[[int, CodeOutput], None]
-"""Tells the readers of the run what a call of code_interpreter puts out while it runs: `tell(place, output)`.
+class ToldOutputs:
+    """What a call of code_interpreter has put out so far. Readers of the run are told of each output at once, and its step shows the same.
 
-place: of the output in the call's list, from 0 and without a hole. Logs that are told of the same place are appended to it.
-"""
+    tell: `tell(place, output)` tells of the output number `place`, from 0 and without a hole; logs that are told of the same place again
+    are appended to it.
+    """
+
+    def __init__(self, tell: Callable[[int, CodeOutput], None]) -> None:
+        self._tell = tell
+        # Logs as pieces, which are put together once.
+        self._told: list[list[str] | CodeImage] = []
+
+    def add_logs(self, text: str) -> None:
+        """Tell a piece of what code has printed; it goes on with the logs before it."""
+        last = self._told[-1] if self._told else None
+        if isinstance(last, list):
+            last.append(text)
+        else:
+            self._told.append([text])
+        self._tell(len(self._told) - 1, CodeLogs(text))
+
+    def add_image(self, file_id: str) -> None:
+        """Tell of a figure, by the file that it is."""
+        image = CodeImage(CodeImageFile(file_id))
+        self._told.append(image)
+        self._tell(len(self._told) - 1, image)
+
+    @property
+    def is_within_line(self) -> bool:
+        """Whether the last thing told is logs without a line end."""
+        last = self._told[-1] if self._told else None
+        return isinstance(last, list) and not last[-1].endswith("\n")
+
+    @property
+    def images_count(self) -> int:
+        return sum(isinstance(output, CodeImage) for output in self._told)
+
+    @property
+    def outputs(self) -> list[CodeOutput]:
+        """All of it, put together as readers do."""
+        return [CodeLogs("".join(output)) if isinstance(output, list) else output for output in self._told]
 
 
 class ToolResult(NamedTuple):
@@ -50,10 +86,10 @@ class HostedTool(Protocol):
         """The call as the step shows it before the tool has run."""
         ...
 
-    async def call(self, use: ToolUse, call_id: str, number: int, arguments: dict[str, Any], tell: OutputTeller) -> ToolResult:
+    async def call(self, use: ToolUse, call_id: str, number: int, arguments: dict[str, Any], told: ToldOutputs) -> ToolResult:
         """Run the tool. number: the place of its output in the context of the run, unique within it.
 
-        tell: for tools that put out something while they run; what it told must be what the call of the result shows.
+        told: takes what is put out while the tool runs; the call of the result shows the same.
         Raises ToolFailure with a message that the model can act on.
         """
         ...

@@ -16,14 +16,12 @@ from mini_assistant.files.store import insert_file
 from mini_assistant.models.base import ToolDefinition
 from mini_assistant.models.tokens import count_tokens
 from mini_assistant.runs.code_files import files_line
-from mini_assistant.runs.schema import CodeCall, CodeImage, CodeImageFile, CodeInterpreterToolCall, CodeLogs, CodeOutput, Run
+from mini_assistant.runs.schema import CodeCall, CodeInterpreterToolCall, CodeLogs, CodeOutput, Run
 from mini_assistant.sandboxes.base import DATA_DIRECTORY, Execution, Image, Logs, Output
-from mini_assistant.tools.base import OutputTeller, ToolResult, ToolUse
+from mini_assistant.tools.base import ToldOutputs, ToolResult, ToolUse
 from mini_assistant.tools.sandbox_sessions import KeptSession, SandboxSessions
 from mini_assistant.tools.session_files import OUTPUT_PURPOSE, Upload, get_uploads, keep_written_files, put_uploads
 
-# Under which names models write their code.
-_CODE_ARGUMENTS = ("code", "input", "python", "source")
 _FENCED = re.compile(r"\s*```(?:python|py)?[ \t]*\n(.*?)\n?```\s*", re.DOTALL | re.IGNORECASE)
 _FILES_TOKENS_MAX = 800
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -81,29 +79,29 @@ class CodeInterpreter:
         """As `HostedTool.started_call`: the code without outputs."""
         return CodeInterpreterToolCall(call_id, CodeCall(_code(arguments), []))
 
-    async def call(self, use: ToolUse, call_id: str, number: int, arguments: dict[str, Any], tell: OutputTeller) -> ToolResult:
-        """As `HostedTool.call`. A call that is cancelled stops its code, and has then told outputs that no result shows."""
+    async def call(self, use: ToolUse, call_id: str, number: int, arguments: dict[str, Any], told: ToldOutputs) -> ToolResult:
+        """As `HostedTool.call`. A call that is cancelled stops its code."""
         code = _code(arguments)
         if not code.strip():
             raise ToolFailure("bad_arguments", 'Give the Python code to run: {"code": "..."}.')
-        outputs = _ToldOutputs(use, tell)
+        outputs = _Outputs(use, told)
         try:
             text = await self._run(use, _without_fence(code), outputs)
         except SandboxUnavailable as exc:
             # The reason names what the server has and lacks: that is for its operator.
             log.warning("run %s: its code cannot be run: %s", use.run.id, exc.message)
             outputs.add_sentence(_NO_SANDBOX)
-            text = _text_for_model({}, outputs.told, [_NOT_RUN], _output_bytes_max(use))
-        return ToolResult(CodeInterpreterToolCall(call_id, CodeCall(code, outputs.told)), text)
+            text = _text_for_model({}, outputs.told.outputs, [_NOT_RUN], _output_bytes_max(use))
+        return ToolResult(CodeInterpreterToolCall(call_id, CodeCall(code, outputs.told.outputs)), text)
 
-    async def _run(self, use: ToolUse, code: str, outputs: "_ToldOutputs") -> str:
+    async def _run(self, use: ToolUse, code: str, outputs: "_Outputs") -> str:
         """Run code and give the text for the model. A session that has ended while nobody used it is replaced, once."""
         try:
             return await self._run_in_session(use, code, outputs)
         except _SessionGone:
             return await self._run_in_session(use, code, outputs)
 
-    async def _run_in_session(self, use: ToolUse, code: str, outputs: "_ToldOutputs") -> str:
+    async def _run_in_session(self, use: ToolUse, code: str, outputs: "_Outputs") -> str:
         async with self._sessions.use(use.project_id, use.run.thread_id) as kept:
             try:
                 notes = await put_uploads(use.services, kept, await get_uploads(use))
@@ -119,7 +117,7 @@ class CodeInterpreter:
             if not kept.is_usable:
                 notes.append(_STATE_IS_LOST)
                 kept.is_loss_told = True
-            return _text_for_model(written.ids, outputs.told, [*notes, *written.notes], _output_bytes_max(use))
+            return _text_for_model(written.ids, outputs.told.outputs, [*notes, *written.notes], _output_bytes_max(use))
 
 
 class _SessionGone(SandboxUnavailable):
@@ -147,8 +145,9 @@ def _told_files(uploads: Sequence[Upload]) -> str:
 
 
 def _code(arguments: dict[str, Any]) -> str:
-    """The code of a call as the step shows it; empty when there is none."""
-    return next((arguments[name] for name in _CODE_ARGUMENTS if isinstance(arguments.get(name), str)), "")
+    """The code of a call as the step shows it (`runs/code_input.py` has found it); empty when there is none."""
+    code = arguments.get("code")
+    return code if isinstance(code, str) else ""
 
 
 def _without_fence(code: str) -> str:
@@ -160,7 +159,7 @@ def _without_fence(code: str) -> str:
 # ---- what code puts out
 
 
-async def _execute(kept: KeptSession, code: str, outputs: "_ToldOutputs") -> Execution:
+async def _execute(kept: KeptSession, code: str, outputs: "_Outputs") -> Execution:
     """Run code, and tell all that it puts out. When nobody waits for it any more it is stopped. Raises SandboxUnavailable."""
     executing = asyncio.create_task(kept.session.execute(code, outputs.take))
     telling = asyncio.create_task(outputs.tell_all())
@@ -189,20 +188,13 @@ async def _stop(kept: KeptSession, executing: asyncio.Task[Execution]) -> None:
         await asyncio.gather(*stopping, return_exceptions=True)
 
 
-class _ToldOutputs:
-    """What a call has put out. It is told in its order while code runs: what comes behind a figure waits until that is a file."""
+class _Outputs:
+    """What a call puts out. It is told in its order while code runs: what comes behind a figure waits until that is a file."""
 
-    def __init__(self, use: ToolUse, tell: OutputTeller) -> None:
+    def __init__(self, use: ToolUse, told: ToldOutputs) -> None:
         self._use = use
-        self._tell = tell
+        self.told = told
         self._waiting: asyncio.Queue[Output | None] = asyncio.Queue()
-        # Logs as pieces: they are put together once.
-        self._told: list[list[str] | CodeImage] = []
-
-    @property
-    def told(self) -> list[CodeOutput]:
-        """What was told, put together as its readers do."""
-        return [CodeLogs("".join(output)) if isinstance(output, list) else output for output in self._told]
 
     def take(self, output: Output) -> None:
         """Take an output of code that is running."""
@@ -216,40 +208,27 @@ class _ToldOutputs:
         """Tell outputs as they come, until the end."""
         while (output := await self._waiting.get()) is not None:
             if isinstance(output, Logs):
-                self._add_logs(output.text)
+                # Halves of characters cannot be written anywhere.
+                self.told.add_logs(output.text.encode("utf-8", "replace").decode())
             else:
                 await self._add_image(output)
 
     def add_sentence(self, sentence: str) -> None:
         """Tell a line of the server's own, if it is not empty; nothing of the code may be told at the same time."""
         if sentence:
-            last = self._told[-1] if self._told else None
-            is_within_line = isinstance(last, list) and not last[-1].endswith("\n")
-            self._add_logs(f"\n{sentence}\n" if is_within_line else f"{sentence}\n")
-
-    def _add_logs(self, text: str) -> None:
-        text = text.encode("utf-8", "replace").decode()  # halves of characters cannot be written anywhere
-        last = self._told[-1] if self._told else None
-        if isinstance(last, list):
-            last.append(text)
-        else:
-            self._told.append([text])
-        self._tell(len(self._told) - 1, CodeLogs(text))
+            self.told.add_logs(f"\n{sentence}\n" if self.told.is_within_line else f"{sentence}\n")
 
     async def _add_image(self, image: Image) -> None:
         if not image.data.startswith(_PNG_SIGNATURE):
             self.add_sentence("A figure is not shown: it is no PNG.")
             return
-        number = 1 + sum(isinstance(output, CodeImage) for output in self._told)
         try:
-            file_id = await self._new_file(image.data, f"figure-{number}.png")
+            file_id = await self._new_file(image.data, f"figure-{self.told.images_count + 1}.png")
         except (TooLarge, StoreUnavailable) as exc:
             log.warning("run %s: a figure cannot be kept: %s", self._use.run.id, exc)
             self.add_sentence("A figure is not shown: it could not be kept.")
             return
-        shown = CodeImage(CodeImageFile(file_id))
-        self._told.append(shown)
-        self._tell(len(self._told) - 1, shown)
+        self.told.add_image(file_id)
 
     async def _new_file(self, data: bytes, filename: str) -> str:
         services = self._use.services

@@ -22,7 +22,7 @@ from mini_assistant.runs.schema import (
     FileSearchToolCall,
     Run,
 )
-from mini_assistant.tools.base import OutputTeller, ToolResult, ToolUse
+from mini_assistant.tools.base import ToldOutputs, ToolResult, ToolUse
 from mini_assistant.tools.searched_stores import usable_store_ids, wait_for_files
 from mini_assistant.vector_stores.search import SearchOptions, SearchResult, search_stores
 from mini_assistant.vector_stores.summaries import file_summaries
@@ -78,7 +78,7 @@ class FileSearch:
         """As `HostedTool.started_call`: a search without results."""
         return FileSearchToolCall(call_id, FileSearchCall(_ranking(_options(run)), []))
 
-    async def call(self, use: ToolUse, call_id: str, number: int, arguments: dict[str, Any], tell: OutputTeller) -> ToolResult:
+    async def call(self, use: ToolUse, call_id: str, number: int, arguments: dict[str, Any], told: ToldOutputs) -> ToolResult:
         """As `HostedTool.call`. The results of the step are the passages that the model was given, in the order of their markers."""
         queries = _queries(arguments)
         store_ids = await usable_store_ids(use)
@@ -87,8 +87,8 @@ class FileSearch:
         results = [_shown_result(result) for result, _ in given]
         call = FileSearchToolCall(call_id, FileSearchCall(_ranking(_options(use.run)), results))
         head = head_line(SearchHead(number, queries))
-        told = [_HOW_TO_READ, *(text for _, text in given)] if given else [_NOTHING_FOUND]
-        return ToolResult(call, "\n\n".join([head, *told]))
+        passages = [_HOW_TO_READ, *(text for _, text in given)] if given else [_NOTHING_FOUND]
+        return ToolResult(call, "\n\n".join([head, *passages]))
 
 
 # ---- what is searched for
