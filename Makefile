@@ -134,7 +134,8 @@ $(VENV)/.jupyter: requirements/jupyter.lock $(PY)
 
 # The command says itself what it does, and does nothing when all is there.
 $(VENV)/.sandbox: $(SANDBOXES)/process.lock $(VENV)/.runtime
-	@$(PY) -m mini_assistant sandbox prepare process
+	@$(PY) -m mini_assistant sandbox prepare process || { \
+	  echo "make: the sandbox could not be prepared; SANDBOX=no after any make command goes without it" >&2; exit 1; }
 	@touch $@
 
 $(VENV)/.sandbox-wasm: $(SANDBOXES)/wasm.lock $(VENV)/.runtime
