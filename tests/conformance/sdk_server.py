@@ -20,6 +20,8 @@ def sdk_server(data_dir: Path) -> Iterator[str]:
                 "OPENAI_BASE_URL": model_base_url,
                 "MINI_ASSISTANT_API_KEYS": API_KEY,
                 "MINI_ASSISTANT_MODEL_RETRIES_MAX": "0",
+                # What isolates code makes no difference to what SDKs see, and this one is everywhere.
+                "MINI_ASSISTANT_SANDBOX": "unsafe",
                 "MINI_ASSISTANT_STREAM_PING_INTERVAL_SECONDS": "0.1",
             },
         )

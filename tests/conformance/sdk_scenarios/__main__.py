@@ -8,10 +8,10 @@ import traceback
 
 import openai
 
-from tests.conformance.sdk_scenarios import files, resources, runs, searches, streams, tools
+from tests.conformance.sdk_scenarios import codes, files, resources, runs, searches, streams, tools
 from tests.conformance.sdk_scenarios.client import Sdk
 
-SCENARIOS = [scenario for module in (resources, files, runs, tools, streams, searches) for scenario in module.SCENARIOS]
+SCENARIOS = [scenario for module in (resources, files, runs, tools, streams, searches, codes) for scenario in module.SCENARIOS]
 SCENARIO_TIMEOUT_SECONDS = 30.0
 
 
