@@ -170,14 +170,12 @@ def build_sandbox(settings: Settings) -> Sandbox:
             raise ConfigError(f"'sandbox' must be auto, process, wasm, jupyter, opensandbox, unsafe or none, but is '{settings.sandbox}'.")
 
 
-async def _opened_sandbox(settings: Settings) -> Sandbox:
-    """As `build_sandbox`, tried when the settings name it: what was asked for works, or the server does not start."""
-    sandbox = build_sandbox(settings)
+async def _try_named_sandbox(settings: Settings, sandbox: Sandbox) -> None:
+    """What the settings ask for by its name works, or the server does not start. Raises SandboxUnavailable."""
     if settings.sandbox not in ("auto", "none"):
         await sandbox.check()
     if settings.sandbox == "unsafe":
         log.warning("sandbox = unsafe: code that models write runs as this user, with all that this user may do.")
-    return sandbox
 
 
 @contextlib.asynccontextmanager
@@ -203,8 +201,9 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             stack.push_async_callback(reranker.close)
         index = SegmentIndex(db, cache_bytes_max=settings.index_cache_bytes_max)
         stack.push_async_callback(index.close)
-        sandbox = await _opened_sandbox(settings)
+        sandbox = build_sandbox(settings)
         stack.push_async_callback(sandbox.close)
+        await _try_named_sandbox(settings, sandbox)
         sandbox_sessions = SandboxSessions(sandbox, settings)
         stack.push_async_callback(sandbox_sessions.close)
         services = Services(

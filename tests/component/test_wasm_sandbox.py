@@ -18,9 +18,9 @@ from mini_assistant.errors import ConfigError, SandboxFileMissing, SandboxUnavai
 from mini_assistant.sandboxes.agent_session import AgentSession
 from mini_assistant.sandboxes.base import Execution, Image, Logs, Output
 from mini_assistant.sandboxes.environments import LOCKS, finish_environment
+from mini_assistant.sandboxes.session_folder import SessionFolder, remove_leftovers
 from mini_assistant.sandboxes.wasm import WasmSandbox
 from mini_assistant.sandboxes.wasm_confinement import ConfinementKind, Opened, confined_command, find_confinement
-from mini_assistant.sandboxes.wasm_folder import SessionFolder, remove_leftovers
 from mini_assistant.sandboxes.wasm_prepare import prepare_wasm, prepared_wasm
 from mini_assistant.settings import Settings
 
@@ -543,7 +543,7 @@ def test_what_is_over_is_seen_but_not_all_the_time(tmp_path: Path) -> None:
 
 
 def test_folders_of_living_sessions_stay(tmp_path: Path) -> None:
-    living, dead = SessionFolder(tmp_path), tmp_path / "wasm-0123"
+    living, dead = SessionFolder(tmp_path), tmp_path / "session-0123"
     (dead / "data" / "a").mkdir(parents=True)
     (tmp_path / "of another").mkdir()
     try:

@@ -960,3 +960,19 @@ async def test_nothing_is_left_of_a_killed_server(make_sandbox: MakeSandbox, bac
     session = await make_sandbox().create_session()
     assert markers_in(tmp_path) == []
     assert await said(session, "1") == "1\n"
+
+
+async def test_another_start_leaves_living_sessions_alone(make_sandbox: MakeSandbox, backend: Backend) -> None:
+    """As `mini-assistant check` beside a server does it, in the same data directory."""
+    if backend.name in WITH_SERVICES:
+        pytest.skip("its sessions are no business of a start")
+    session = await make_sandbox().create_session()
+    assert await said(session, "open('kept.txt', 'w').write('kept')\nx = 1") == ""
+
+    other = make_sandbox()
+    await other.check()
+    await other.close()
+
+    assert await said(session, "print(open('kept.txt').read(), x)") == "kept 1\n"
+    assert await content_of(session, "kept.txt") == b"kept"
+    await session.close()

@@ -9,19 +9,15 @@ import asyncio
 import contextlib
 import logging
 import os
-import secrets
-import shutil
 import signal
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from weakref import WeakSet
 
 from mini_assistant.errors import SandboxUnavailable
-from mini_assistant.sandboxes import data_files
 from mini_assistant.sandboxes.agent_session import AGENT_PROGRAM, MATPLOTLIB_BACKEND, AgentSession, Launched
-from mini_assistant.sandboxes.base import DATA_DIRECTORY, Execution, Image, Logs, Outcome, Output
+from mini_assistant.sandboxes.base import DATA_DIRECTORY, Execution, Image, Logs, Output
+from mini_assistant.sandboxes.session_folder import SessionFolder, remove_leftovers
 from mini_assistant.settings import Settings
 
 _START_TIMEOUT_SECONDS = 30.0
@@ -43,14 +39,12 @@ os.execv(sys.executable, [sys.executable, "-I", *sys.argv[4:]])
 """
 # Libraries reserve more addresses than they use.
 _ADDRESS_SPACE_SPARE_BYTES = 1024**3
-# How much of its time the server spends on measuring a folder: one part in so many.
-_MEASURING_SHARE = 20
 
 _log = logging.getLogger(__name__)
 
 
 class UnsafeSandbox:
-    """A `Sandbox` that protects nothing. One server has its data directory for itself, so what lies there is left over."""
+    """A `Sandbox` that protects nothing."""
 
     name = "unsafe"
 
@@ -59,7 +53,7 @@ class UnsafeSandbox:
         self._folder = settings.data_dir.absolute() / "sandboxes"
         self._sessions: WeakSet[AgentSession] = WeakSet()  # one that is open is held by the loop, which reads from it
         self._is_closed = False
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_leftovers(self._folder)
         prepared = settings.sandbox_environments / "process" / "bin" / "python"
         self._python = str(prepared if prepared.exists() else sys.executable)
 
@@ -79,12 +73,17 @@ class UnsafeSandbox:
         """As `Sandbox.create_session`."""
         if self._is_closed:
             raise SandboxUnavailable("The server is stopping.")
-        folder = self._folder / secrets.token_hex(8)
         try:
-            session = UnsafeSession(await self._launch(folder), self._settings, str(folder / "data"))
+            folder = await asyncio.to_thread(SessionFolder, self._folder)
         except OSError as exc:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise SandboxUnavailable(f"Python cannot be started in {folder}: {exc.strerror or exc}.") from exc
+            raise SandboxUnavailable(f"A folder for the sandbox unsafe cannot be made: {exc.strerror or exc}.") from exc
+        try:
+            session = UnsafeSession(await self._launch(folder), self._settings, str(folder.data))
+        except BaseException as exc:
+            await asyncio.to_thread(folder.remove)
+            if isinstance(exc, OSError):
+                raise SandboxUnavailable(f"Python cannot be started in the sandbox unsafe: {exc.strerror or exc}.") from exc
+            raise
         self._sessions.add(session)
         await session.start(_START_TIMEOUT_SECONDS)
         if is_warm:
@@ -97,9 +96,7 @@ class UnsafeSandbox:
         for session in list(self._sessions):
             await session.close()
 
-    async def _launch(self, folder: Path) -> Launched:
-        for name in ("data", "home", "tmp"):
-            (folder / name).mkdir(mode=0o700, parents=True)
+    async def _launch(self, folder: SessionFolder) -> Launched:
         with contextlib.ExitStack() as here, contextlib.ExitStack() as on_failure:
             ends = [os.pipe() for _ in range(3)]
             (requests, to_agent), (from_agent, answers), (logs, log_end) = ends
@@ -107,22 +104,23 @@ class UnsafeSandbox:
                 here.callback(os.close, descriptor)
             for descriptor in (to_agent, from_agent, logs):
                 on_failure.callback(os.close, descriptor)
-            data = os.open(folder / "data", os.O_RDONLY | os.O_DIRECTORY)
+            data = folder.open_data()
             on_failure.callback(os.close, data)
             process = await asyncio.create_subprocess_exec(
                 self._python,
                 *("-I", "-c", _BOOTSTRAP, str(os.getpid()), str(self._settings.sandbox_disk_bytes_max)),
                 str(self._settings.sandbox_memory_bytes_max + _ADDRESS_SPACE_SPARE_BYTES),
-                *(str(AGENT_PROGRAM), str(requests), str(answers), str(folder / "data")),
+                *(str(AGENT_PROGRAM), str(requests), str(answers), str(folder.data)),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log_end,
                 stderr=log_end,
                 pass_fds=(requests, answers),
                 env=_environment(folder),
-                cwd=folder / "data",
+                cwd=folder.data,
                 start_new_session=True,
             )
             on_failure.pop_all()
+        bytes_max, files_max = self._settings.sandbox_disk_bytes_max, self._settings.sandbox_files_max
         return Launched(
             process=process,
             requests=to_agent,
@@ -131,18 +129,18 @@ class UnsafeSandbox:
             data=data,
             can_interrupt=True,
             kill=lambda: _kill_group(process.pid),
-            over_limit=_Measure(data, self._settings).over_limit,
-            dispose=lambda: shutil.rmtree(folder, ignore_errors=True),
+            over_limit=lambda: "disk_limit" if folder.is_over(bytes_max, files_max) else None,
+            dispose=folder.remove,
         )
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment(folder: SessionFolder) -> dict[str, str]:
     """All of it: the server's own has secrets in it."""
     threads = str(os.cpu_count() or 1)
     return {
         "PATH": os.defpath,
-        "HOME": str(folder / "home"),
-        "TMPDIR": str(folder / "tmp"),
+        "HOME": str(folder.temporary),
+        "TMPDIR": str(folder.temporary),
         "LANG": "C.UTF-8",
         "MPLBACKEND": MATPLOTLIB_BACKEND,
         "OPENBLAS_NUM_THREADS": threads,
@@ -154,26 +152,6 @@ def _kill_group(process_id: int) -> None:
     """The agent with all that has stayed in its process group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process_id, signal.SIGKILL)
-
-
-class _Measure:
-    """Looks whether the files of a session are too many or too large."""
-
-    def __init__(self, data: int, settings: Settings) -> None:
-        self._data = data
-        self._bytes_max = settings.sandbox_disk_bytes_max
-        self._entries_max = settings.sandbox_files_max
-        self._next_at = 0.0
-
-    def over_limit(self) -> Outcome | None:
-        """As in `Launched`; now and then only, for a folder that takes long."""
-        started = time.monotonic()
-        if started < self._next_at:
-            return None
-        used = data_files.usage(self._data, self._entries_max + 1)
-        ended = time.monotonic()
-        self._next_at = ended + (ended - started) * _MEASURING_SHARE
-        return "disk_limit" if used.size_bytes > self._bytes_max or used.entries > self._entries_max else None
 
 
 class UnsafeSession(AgentSession):

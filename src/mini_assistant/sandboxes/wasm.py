@@ -13,8 +13,8 @@ import weakref
 from mini_assistant.errors import SandboxUnavailable
 from mini_assistant.sandboxes.agent_session import AGENT_PROGRAM, AgentSession, Launched
 from mini_assistant.sandboxes.base import Logs, Outcome, Output
+from mini_assistant.sandboxes.session_folder import SessionFolder, remove_leftovers
 from mini_assistant.sandboxes.wasm_confinement import Confinement, ConfinementKind, Opened, confined_command, find_confinement
-from mini_assistant.sandboxes.wasm_folder import SessionFolder, remove_leftovers
 from mini_assistant.sandboxes.wasm_prepare import HOST_PROGRAM, PreparedWasm, host_order, prepared_wasm
 from mini_assistant.settings import Settings
 

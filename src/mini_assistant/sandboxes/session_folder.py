@@ -1,6 +1,6 @@
-"""The folder on the host's disk that a session of wasm works in: made, measured and removed, whatever the guest puts into it.
+"""The folder on the host's disk that a session of wasm or unsafe works in: made, measured and removed, whatever its code puts into it.
 
-It has two parts: `data`, which the guest sees as /mnt/data, and `tmp`. A locked folder belongs to a session that lives.
+It has two parts: `data`, which is /mnt/data for the code, and `tmp`. A locked folder belongs to a session that lives.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import stat
 import time
 from pathlib import Path
 
-_PREFIX = "wasm-"
+_PREFIX = "session-"
 _PARTS = ("data", "tmp")
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Deeper ones count as too many: while they are looked at, each level takes a descriptor.
@@ -35,12 +35,12 @@ class SessionFolder:
 
     @property
     def data(self) -> Path:
-        """What the guest sees as /mnt/data."""
+        """What is /mnt/data for the code."""
         return self.path / "data"
 
     @property
     def temporary(self) -> Path:
-        """What the guest sees as /tmp."""
+        """Where its code can put what nobody else needs."""
         return self.path / "tmp"
 
     def open_data(self) -> int:
