@@ -520,6 +520,22 @@ async def test_a_cancelled_search_takes_no_other_with_it(bench: Bench) -> None:
         await first
 
 
+async def test_a_change_right_behind_a_build_is_found(bench: Bench) -> None:
+    """The build has ended, and what the loop does behind its end has not been done yet."""
+    if not isinstance(bench.index, SegmentIndex):
+        pytest.skip("another index has no builds")
+    store = await bench.new_store("vs_1")
+    first = await bench.add_some(store, 2)
+    ended = asyncio.create_task(bench.index._build(store.scope))
+    await ended
+    second = await bench.add_some(store, 2)
+    bench.index._builds[store.scope] = ended
+
+    assert {hit.file_seq for hit in await bench.search(store, limit=100)} == {*first, *second}
+    await asyncio.sleep(0)
+    assert not bench.index._builds
+
+
 async def test_searches_during_changes_see_one_state_or_the_next(bench: Bench) -> None:
     store = await bench.new_store("vs_1")
     kept = set(await bench.add_some(store, 10))

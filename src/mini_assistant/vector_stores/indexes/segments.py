@@ -157,13 +157,15 @@ class SegmentIndex:
     async def _shared_build(self, scope: StoreScope) -> Snapshot | None:
         """What one build of the store gives to all who wait for it. It goes on when one of them is cancelled."""
         build = self._builds.get(scope)
-        if build is None:
+        # One that has just ended may still be here, and what it has made be too old: waiting for it again would be waiting for ever.
+        if build is None or build.done():
             build = self._builds[scope] = asyncio.create_task(self._build(scope))
             build.add_done_callback(lambda done: self._forget_build(scope, done))
         return await asyncio.shield(build)
 
     def _forget_build(self, scope: StoreScope, build: asyncio.Task[Snapshot | None]) -> None:
-        del self._builds[scope]
+        if self._builds.get(scope) is build:
+            del self._builds[scope]
         if not build.cancelled():
             build.exception()  # seen, though everybody who waited may be gone
 
