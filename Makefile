@@ -13,7 +13,7 @@ PYTHON ?=
 # no: go without the built-in model, or without the Python that code_interpreter runs.
 BUILTIN_MODEL ?= yes
 SANDBOX ?= yes
-# Tests wait more than they work: for other processes, time limits, disks.
+# Tests wait more than they work: for other processes, time limits, disks. Those with Jupyter kernels, which are easily late, share one.
 TEST_PROCESSES ?= 4
 # Passed on to the command behind the target.
 ARGS ?=
@@ -40,10 +40,10 @@ serve: setup ## start the server on http://127.0.0.1:8000; ARGS="--port 9000" fo
 
 ##@ Test
 test: setup $(VENV)/.test $(VENV)/.openai-1x $(VENV)/.jupyter $(NODE_STAMP) ## run every test that takes seconds; ARGS="-k name" for pytest's flags
-	$(PY) -m pytest -n $(TEST_PROCESSES) -m "not heavy" $(ARGS)
+	$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadgroup -m "not heavy" $(ARGS)
 
 test-all: setup setup-wasm $(VENV)/.test $(VENV)/.openai-1x $(VENV)/.jupyter $(NODE_STAMP) ## run the tests that take minutes too
-	$(PY) -m pytest -n $(TEST_PROCESSES) $(ARGS)
+	$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadgroup $(ARGS)
 
 bench: setup $(VENV)/.test ## measure this checkout against bare servers; ARGS for its flags
 	$(PY) -m bench $(ARGS)

@@ -24,6 +24,7 @@ from tests.opensandbox_stand_in import JUPYTER, KEY, KernelGateway, OpenSandboxS
 MEGABYTE = 1024 * 1024
 PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 100
 
+pytestmark = pytest.mark.xdist_group("kernels")
 needs_jupyter = pytest.mark.skipif(not JUPYTER.is_file(), reason="the environment of Jupyter is not installed (`make test` does)")
 
 

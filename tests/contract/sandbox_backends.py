@@ -25,6 +25,7 @@ _NO_PROCESSES = "code cannot start processes"
 _NO_THREADS = "code cannot start threads"
 _NO_SIGNALS = "there are no signals"
 _TOLD_LATE = "what a kernel prints is told by a thread of its own, which does not run while a pattern is searched"
+_READ_ELSEWHERE = "what programs write is read by a thread of the kernel, so its place among the code's own output is chance"
 _STOPPED_IS_LOST = "code is stopped by ending its interpreter, so its variables are lost"
 
 BACKENDS = {
@@ -60,6 +61,7 @@ BACKENDS = {
                 "test_exit_ends_the_call_only": "exit is an error, whose code is shown as the kernel shows it",
                 "test_a_figure_as_last_expression_is_shown_once": "the kernel shows it twice: as a value, and as an open figure",
                 "test_running_code_is_interrupted[regex]": _TOLD_LATE,
+                "test_programs_that_code_starts_write_in_order": _READ_ELSEWHERE,
                 "test_a_crash_loses_the_session_but_not_its_files": "what is printed just before the end can be lost in the kernel",
                 "test_what_a_timer_does_is_its_own": "a timer that outlives its call strikes the kernel, and the session may be lost",
                 "test_bytes_that_are_no_text_are_replaced": "the kernel takes text only, or the bytes of its own descriptors",
@@ -83,6 +85,7 @@ BACKENDS = {
                 "test_a_figure_as_last_expression_is_shown_once": "the kernel shows it twice: as a value, and as an open figure",
                 "test_figures_beyond_the_limits_are_left_out": "an event that is too long is left out whole, with its text",
                 "test_running_code_is_interrupted[regex]": _TOLD_LATE,
+                "test_programs_that_code_starts_write_in_order": _READ_ELSEWHERE,
                 "test_bytes_that_are_no_text_are_replaced": "the kernel takes text only, or the bytes of its own descriptors",
                 "test_a_fork_that_comes_to_the_end_of_the_code_ends": "it becomes a second kernel, and is waited for until the time limit",
                 "test_memory_is_limited": "its container limits memory",

@@ -24,6 +24,7 @@ from mini_assistant.sandboxes.base import Execution, Image, Logs, Output, Sandbo
 from mini_assistant.settings import Settings
 from tests.contract.sandbox_backends import BACKENDS, WITH_SERVICES, Backend, reason_to_skip, running_backend
 
+KERNEL_MARKS = [pytest.mark.heavy, pytest.mark.xdist_group("kernels")]
 MEGABYTE = 1024 * 1024
 LIMITS: dict[str, Any] = {
     "sandbox_call_timeout_seconds": 60.0,
@@ -65,7 +66,7 @@ def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(
     scope="module",
     # Kernels answer slowly: what matters most of them is in tests/component too.
-    params=[pytest.param(name, marks=pytest.mark.heavy if name in WITH_SERVICES else ()) for name in BACKENDS],
+    params=[pytest.param(name, marks=KERNEL_MARKS if name in WITH_SERVICES else ()) for name in BACKENDS],
 )
 def backend(request: pytest.FixtureRequest) -> Backend:
     if reason := reason_to_skip(request.param):

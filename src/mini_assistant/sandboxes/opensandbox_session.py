@@ -59,7 +59,7 @@ def _prepare():
     def wait_for_output(_):
         sys.stdout.flush()
         sys.stderr.flush()
-        time.sleep(0.05)
+        time.sleep(0.1)
     shell.events.register("post_run_cell", wait_for_output)
     # One stream, so that what is written to both keeps its order.
     sys.stderr = sys.stdout
