@@ -297,11 +297,12 @@ def _all_descendants(pid: int | None = None) -> set[int]:
     found: set[int] = set()
     waiting = [os.getpid() if pid is None else pid]
     while waiting:
-        for children in Path(f"/proc/{waiting.pop()}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                new = {int(child) for child in children.read_text().split()} - found
-                found |= new
-                waiting += new
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            for children in Path(f"/proc/{waiting.pop()}/task").glob("*/children"):
+                with contextlib.suppress(OSError):
+                    new = {int(child) for child in children.read_text().split()} - found
+                    found |= new
+                    waiting += new
     return found
 
 

@@ -1,6 +1,7 @@
 """The migrations lead to the tables that the program uses, in one transaction, and are not even loaded when there is nothing to do."""
 
 import asyncio
+import fcntl
 import re
 import sqlite3
 import subprocess
@@ -163,6 +164,18 @@ async def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
         await SqliteDatabase(tmp_path / "file" / "rows.sqlite3").open()
     with pytest.raises(StoreUnavailable, match="cannot be opened"):
         await SqliteDatabase(tmp_path / "text.sqlite3").check()
+
+
+async def test_a_lock_that_goes_away_soon_is_waited_for(tmp_path: Path) -> None:
+    with open(tmp_path / "rows.lock", "w") as file:  # noqa: ASYNC230
+        fcntl.flock(file, fcntl.LOCK_EX)
+        database = SqliteDatabase(tmp_path / "rows.sqlite3")
+        opening = asyncio.create_task(database.open())
+        await asyncio.sleep(0.1)
+        assert not opening.done()
+        fcntl.flock(file, fcntl.LOCK_UN)
+        await opening
+    await database.close()
 
 
 async def test_two_servers_cannot_open_the_same_file(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ _NO_THREADS = "code cannot start threads"
 _NO_SIGNALS = "there are no signals"
 _TOLD_LATE = "what a kernel prints is told by a thread of its own, which does not run while a pattern is searched"
 _READ_ELSEWHERE = "what programs write is read by a thread of the kernel, so its place among the code's own output is chance"
+_LEFT_OUT_WHOLE = "an event that is too long is left out whole, with its text"
 _STOPPED_IS_LOST = "code is stopped by ending its interpreter, so its variables are lost"
 
 BACKENDS = {
@@ -83,7 +84,8 @@ BACKENDS = {
                 "test_what_a_timer_does_is_its_own": "a timer that outlives its call strikes the kernel",
                 "test_a_crash_loses_the_session_but_not_its_files": "what is printed just before the end is lost in the kernel",
                 "test_a_figure_as_last_expression_is_shown_once": "the kernel shows it twice: as a value, and as an open figure",
-                "test_figures_beyond_the_limits_are_left_out": "an event that is too long is left out whole, with its text",
+                "test_figures_beyond_the_limits_are_left_out": _LEFT_OUT_WHOLE,
+                "test_a_flood_of_output_is_bounded": _LEFT_OUT_WHOLE,
                 "test_running_code_is_interrupted[regex]": _TOLD_LATE,
                 "test_programs_that_code_starts_write_in_order": _READ_ELSEWHERE,
                 "test_bytes_that_are_no_text_are_replaced": "the kernel takes text only, or the bytes of its own descriptors",

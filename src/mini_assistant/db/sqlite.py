@@ -11,6 +11,7 @@ import fcntl
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -23,6 +24,7 @@ from mini_assistant.errors import StoreUnavailable
 
 _DIALECT = sqlite_dialect.dialect(paramstyle="qmark")
 _GROUP_MAX = 256
+_LOCK_WAIT_SECONDS = 1.0
 
 
 # Text, parameters and guard. A plain tuple: one is made for every statement.
@@ -74,7 +76,7 @@ class SqliteDatabase:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock_file = open(self.path.with_suffix(".lock"), "w")  # noqa: SIM115 - held until close
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take_lock(self._lock_file.fileno())
         except BlockingIOError as exc:
             raise StoreUnavailable(f"{self.path} is in use by another server.") from exc
         except OSError as exc:
@@ -90,6 +92,20 @@ class SqliteDatabase:
         except (sqlite3.Error, MigrationFailed) as exc:
             raise StoreUnavailable(f"{self.path} cannot be opened: {exc}.") from exc
         return writer, reader
+
+    def _take_lock(self, descriptor: int) -> None:
+        """Raises BlockingIOError when another server holds it.
+
+        A child that a killed server was just starting has the lock for some milliseconds more, until it becomes another program.
+        """
+        deadline = time.monotonic() + _LOCK_WAIT_SECONDS
+        while True:
+            try:
+                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
 
     def read(self, statement: Bound) -> "asyncio.Future[list[Row]]":
         compiled = statement.query.compiled(_DIALECT)

@@ -16,6 +16,8 @@ from typing import NamedTuple, Self
 _CONTROLLERS = ("memory", "pids")
 _NAME = re.compile(r"mini-assistant-(\d+)-(\d+)-[0-9a-f]+")
 _MEMINFO_LINES_MAX = 200
+# Folders of groups that are to be dropped, and were busy so far.
+_BUSY: set[Path] = set()
 
 
 class CgroupParents(NamedTuple):
@@ -75,10 +77,16 @@ class SessionCgroup:
             _kill(folder)
 
     def remove(self) -> None:
-        """Drop the group. One that still has processes stays until the next start of a server."""
-        for folder in self._folders:
-            with contextlib.suppress(OSError):
+        """Drop the group. One whose last process is not quite gone yet stays until the next is dropped, or until the next start."""
+        _BUSY.update(self._folders)
+        for folder in list(_BUSY):
+            try:
                 folder.rmdir()
+            except FileNotFoundError:
+                pass
+            except OSError:
+                continue
+            _BUSY.discard(folder)
 
 
 def cgroup_parents_or_none() -> CgroupParents | None:
