@@ -39,16 +39,19 @@ class ProviderSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chunk_timeout_seconds: float | None = None
     retries_max: int | None = None
     concurrency_max: int | None = None
+    proxy: str | None = None
 
 
 class ModelSettings(Capabilities, frozen=True, forbid_unknown_fields=True):
     """`[models."NAME"]` of the config file: where a model name is served, and what the model can do.
 
-    provider: a `[providers.NAME]`, or `builtin`. upstream_name: the provider's own name; the same when None.
+    provider: a `[providers.NAME]`, or `builtin`. upstream_name: the provider's own name; the same when None. fallbacks: other models of
+    the config file, asked in their order when this one fails before its answer has begun.
     """
 
     provider: str = ""
     upstream_name: str | None = None
+    fallbacks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +112,19 @@ class Settings:
     model_first_token_timeout_seconds: float = _setting(120.0, "Longest wait for the first piece of an answer.", minimum=0.1)
     model_chunk_timeout_seconds: float = _setting(60.0, "Longest silence between two pieces of an answer.", minimum=0.1)
     model_retries_max: int = _setting(2, "Further attempts at a turn whose answer has not begun.", minimum=0)
+    image_bytes_max: int = _setting(20 * 1024 * 1024, "Largest image that is shown to a model.", minimum=1024)
+    images_per_prompt_max: int = _setting(20, "Images of one prompt; older ones are left out, and the model is told so.", minimum=0)
+    remote_images: str = _setting(
+        "pass", "Images by address: pass (the provider fetches them), fetch (this server fetches them), or refuse."
+    )
+    remote_image_timeout_seconds: float = _setting(10.0, "Longest time for fetching one image.", minimum=0.1)
+    private_addresses: bool = _setting(
+        False, "Whether addresses that clients name (images, MCP servers) may lead to this machine and its networks."
+    )
+    mcp_timeout_seconds: float = _setting(60.0, "Longest call of a tool of an MCP server.", minimum=0.1)
+    mcp_connect_timeout_seconds: float = _setting(10.0, "Longest wait until an MCP server has listed its tools.", minimum=0.1)
+    mcp_output_characters_max: int = _setting(100_000, "Longest output of a tool of an MCP server; the rest is cut off.", minimum=100)
+    mcp_tools_max: int = _setting(128, "Tools that one MCP server may offer to a run.", minimum=1)
     builtin_context_tokens: int = _setting(2048, "Context window of the built-in model.", minimum=256)
     builtin_parallel_max: int = _setting(2, "Answers that the built-in model writes at a time.", minimum=1)
     builtin_threads: int = _setting(0, "Threads of the built-in model; 0 takes one for each core, at most 4.", minimum=0)
@@ -340,7 +356,12 @@ def _check_references(settings: Settings) -> None:
         if model.provider not in settings.providers and model.provider != "builtin":
             known = ", ".join(["builtin", *settings.providers])
             raise ConfigError(f"[models.\"{name}\"] names the provider '{model.provider}'; known are: {known}.")
+        for fallback in model.fallbacks:
+            if fallback not in settings.models:
+                raise ConfigError(f"[models.\"{name}\"] falls back to '{fallback}', which has no [models.\"{fallback}\"] table.")
     for name, provider in settings.providers.items():
+        if provider.proxy is not None and not provider.proxy.startswith(("http://", "https://")):
+            raise ConfigError(f"[providers.{name}] proxy must begin with http:// or https://.")
         if not provider.base_url.startswith(("http://", "https://")):
             raise ConfigError(f"[providers.{name}] base_url must begin with http:// or https://.")
     if settings.openai_base_url and not settings.openai_base_url.startswith(("http://", "https://")):
@@ -386,15 +407,20 @@ Only in the config file. A provider is an OpenAI-compatible endpoint; its key st
 base_url = "http://127.0.0.1:11434/v1"
 # api_key_env = "LOCAL_KEY"             the variable that holds the key
 # connect_timeout_seconds, first_token_timeout_seconds, chunk_timeout_seconds, retries_max: instead of the settings above
-# concurrency_max = 8                   answers at a time
+# concurrency_max = 8                   answers at a time; who waits is served in turn by project
+# proxy = "http://127.0.0.1:3128"       the HTTP proxy that leads there
 
 [models."llama3.1"]
 provider = "local"                      # or "builtin"
 # upstream_name = "llama3.1:8b"         the provider's own name
 context_window_tokens = 8192            # prompts are cut to fit; unknown when absent
-# completion_tokens_max, tools, parallel_tool_calls, images, json_schema, json_object, reasoning_effort,
-# temperature, stream_usage: what the model can do (default: everything)
+# completion_tokens_max = 1024          the longest answer that may be asked for
+# tools, tool_choice, parallel_tool_calls, images, json_schema, json_object, reasoning_effort, temperature,
+# stream_usage = false                  what the model cannot do (default: everything); a model without tools gets them all the same
 # max_tokens_parameter = "max_tokens"   the name under which the endpoint takes the limit of an answer
+# system_role = "developer"             the role of instructions; "user" for models that know no other
+# think_tags = "opened"                 answers begin within <think>; false: <think> is a word like any other
+# fallbacks = ["other"]                 asked in this order when this model fails before its answer has begun
 
 [aliases]
 "gpt-4o" = "llama3.1"

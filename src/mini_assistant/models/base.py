@@ -22,6 +22,13 @@ class ImagePart(msgspec.Struct, frozen=True):
     detail: str = "auto"
 
 
+class StoredImagePart(msgspec.Struct, frozen=True):
+    """An image among the server's own files. The run engine puts its bytes in its place before a provider is asked."""
+
+    file_id: str
+    detail: str = "auto"
+
+
 class RequestedToolCall(msgspec.Struct, frozen=True):
     """A call that the model made in an earlier turn. `arguments` is JSON text as the model wrote it."""
 
@@ -44,7 +51,7 @@ class ChatMessage(msgspec.Struct, frozen=True):
     """
 
     role: Literal["system", "user", "assistant", "tool"]
-    content: tuple[TextPart | ImagePart, ...] | str
+    content: tuple[TextPart | ImagePart | StoredImagePart, ...] | str
     tool_calls: tuple[RequestedToolCall, ...] = ()
     tool_call_id: str | None = None
     passages: tuple[SourcePassage, ...] = ()
@@ -69,7 +76,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
     """One turn of a model. None means: not given, use the model's own default.
 
     `response_format` is the wire's object (`{"type": "json_schema", ...}`), None for text.
-    `completion_tokens_max` bounds this turn alone.
+    `completion_tokens_max` bounds this turn alone. owner: whose request it is, where many wait for the same provider.
     """
 
     model: str
@@ -82,6 +89,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
     response_format: dict[str, Any] | None = None
     reasoning_effort: str | None = None
     completion_tokens_max: int | None = None
+    owner: str = ""
 
 
 class TextDelta(msgspec.Struct, frozen=True):
@@ -92,6 +100,12 @@ class TextDelta(msgspec.Struct, frozen=True):
 
 class RefusalDelta(msgspec.Struct, frozen=True):
     """The next piece of a refusal."""
+
+    text: str
+
+
+class ReasoningDelta(msgspec.Struct, frozen=True):
+    """The next piece of what the model thinks before it answers. It is counted and goes no further than `routing.py`."""
 
     text: str
 
@@ -123,7 +137,7 @@ class Finished(msgspec.Struct, frozen=True):
     usage: TokenUsage | None
 
 
-ChatDelta = TextDelta | RefusalDelta | ToolCallDelta | Finished
+ChatDelta = TextDelta | RefusalDelta | ReasoningDelta | ToolCallDelta | Finished
 
 
 class Capabilities(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -131,13 +145,18 @@ class Capabilities(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     context_window_tokens: prompt and answer together; None when unknown, then nothing is cut for it.
     completion_tokens_max: the longest answer that may be asked for; None when unknown.
-    tools: `hosted` when only the server's own tools may be offered, and no functions of the client.
+    tools: whether the model calls tools in the way of the API. A model that does not is asked in words (`models/tool_calling`).
+        `hosted`: the provider calls the server's own tools by rules; functions are offered only where a call is demanded.
+    tool_choice: whether a demanded call (`required` or a named tool) comes, too.
+    system_role: the role of instructions; `user` for models that know no other.
+    think_tags: whether answers may begin with `<think>`; `opened`: they begin within it, and only `</think>` is written.
     max_tokens_parameter: the name under which the endpoint takes the limit of an answer.
     """
 
     context_window_tokens: int | None = None
     completion_tokens_max: int | None = None
     tools: bool | Literal["hosted"] = True
+    tool_choice: bool = True
     parallel_tool_calls: bool = True
     images: bool = True
     json_schema: bool = True
@@ -145,6 +164,8 @@ class Capabilities(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reasoning_effort: bool = True
     temperature: bool = True
     stream_usage: bool = True
+    system_role: Literal["system", "developer", "user"] = "system"
+    think_tags: bool | Literal["opened"] = True
     max_tokens_parameter: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
 
 
