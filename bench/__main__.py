@@ -11,7 +11,7 @@ from pathlib import Path
 
 import uvloop
 
-from bench import crud, files, footprint, index, ingest, load, machine, overhead, parsing, quality, relay, sandbox, store
+from bench import crud, files, footprint, index, ingest, load, machine, overhead, parsing, quality, relay, sandbox, store, tool_calls
 from bench.report import Row, heading, line
 from bench.scale import FULL, QUICK, Scale
 
@@ -27,6 +27,7 @@ MEASUREMENTS: dict[str, Callable[[Scale], AsyncIterator[Row]]] = {
     "ingest": ingest.rows,
     "index": index.rows,
     "sandbox": sandbox.rows,
+    "tool_calls": tool_calls.rows,
     "quality": quality.rows,
 }
 

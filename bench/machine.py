@@ -139,3 +139,14 @@ def fsync_ms(folder: Path) -> float:
             times.append((time.perf_counter() - began) * 1000)
     path.unlink()
     return sorted(times)[_FSYNC_SAMPLES // 2]
+
+
+@contextlib.contextmanager
+def every_core() -> Iterator[None]:
+    """Processes that are started may run on all cores, as they may beside a server."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {*other_cores(), server_core()})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +53,7 @@ for line in sys.stdin.buffer:
 
 async def rows(scale: Scale) -> AsyncIterator[Row]:
     """The same rows for each local sandbox; one row with the reason for a sandbox that does not work here."""
-    with tempfile.TemporaryDirectory() as folder, _every_core():
+    with tempfile.TemporaryDirectory() as folder, machine.every_core():
         settings = Settings(data_dir=Path(folder), sandbox_sessions_max=_SESSIONS, sandbox_pool_sessions=min(scale.rounds, _STARTS_MAX))
         for sandbox in (ProcessSandbox(settings), WasmSandbox(settings)):
             try:
@@ -77,17 +77,6 @@ async def _rows_of_sandbox(sandbox: Sandbox, settings: Settings, scale: Scale) -
     count = _QUICK_SESSIONS if scale == QUICK else _SESSIONS
     async for row in _crowd(sandbox, count):
         yield row
-
-
-@contextlib.contextmanager
-def _every_core() -> Iterator[None]:
-    """Processes that are started may run on all cores."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {*machine.other_cores(), machine.server_core()})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 async def _run(session: SandboxSession, code: str) -> float:

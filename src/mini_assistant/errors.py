@@ -85,7 +85,10 @@ ModelErrorCode = Literal["server_error", "rate_limit_exceeded", "invalid_prompt"
 
 
 class ModelError(BackendError):
-    """A model did not give a usable answer. `message` is readable by the owner of the run."""
+    """A model did not give a usable answer. `message` is readable by the owner of the run.
+
+    refusal: the provider's own words when it did not accept the request itself, at most 2,000 characters and without the key; else empty.
+    """
 
     def __init__(
         self,
@@ -94,10 +97,12 @@ class ModelError(BackendError):
         code: ModelErrorCode = "server_error",
         retryable: bool = False,
         retry_after_seconds: float | None = None,
+        refusal: str = "",
     ) -> None:
         super().__init__(message, retryable=retryable)
         self.code: ModelErrorCode = code
         self.retry_after_seconds = retry_after_seconds
+        self.refusal = refusal
 
 
 class StoreUnavailable(BackendError):

@@ -38,6 +38,7 @@ ROWS = [
     "parse a small file, first / next",
     "sandbox process",
     "sandbox wasm",
+    "tool calls",
     "quality: cranfield",
     "quality: debian-faq",
     "quality: python-faq",
@@ -84,5 +85,5 @@ def test_one_measurement_can_be_chosen() -> None:
 def test_an_unknown_measurement_is_refused_with_the_known_ones() -> None:
     done = run_bench("relais")
     assert done.returncode == 2
-    known = "crud, store, relay, overhead, load, footprint, files, parsing, ingest, index, sandbox, quality"
+    known = "crud, store, relay, overhead, load, footprint, files, parsing, ingest, index, sandbox, tool_calls, quality"
     assert f"unknown: relais; known: {known}" in done.stderr

@@ -82,7 +82,7 @@ def test_tools():
 
 @pytest.mark.parametrize(
     ("choice", "sent"),
-    [("none", "none"), ("required", "required"), (NamedTool("f"), {"type": "function", "function": {"name": "f"}})],
+    [("none", "none"), ("required", "required"), (NamedTool("f"), "required")],
 )
 def test_tool_choice(choice, sent):
     assert encode(tools=(TOOL,), tool_choice=choice)["tool_choice"] == sent

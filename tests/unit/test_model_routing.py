@@ -217,3 +217,62 @@ async def test_streams_do_not_share_what_they_counted():
     provider = RecordingProvider([TextDelta("one two three")], [Finished("stop", None)])
     answers = await asyncio.gather(*[deltas_of(routed(local=provider)) for _ in range(5)])
     assert {deltas[-1].usage.completion_tokens for deltas in answers} == {3}
+
+
+# --- fallbacks -------------------------------------------------------------------------------------------------------
+
+
+FALLING = Settings(
+    providers={"local": ONE, "other": ONE},
+    models={"a": ModelSettings(provider="local", fallbacks=("b", "c")), "b": ModelSettings(provider="other"), "c": LLAMA},
+)
+
+
+class FailingProvider(RecordingProvider):
+    """Raises after the deltas that it was made with."""
+
+    async def stream(self, request, capabilities):
+        async with contextlib.aclosing(super().stream(request, capabilities)) as answer:
+            async for deltas in answer:
+                yield deltas
+        raise self.failure
+
+
+async def answered(models, name="a"):
+    return [deltas async for deltas in models.stream(ChatRequest(name, (ChatMessage("user", "Hello"),)))]
+
+
+async def test_a_model_that_fails_before_its_answer_falls_back():
+    failing = FailingProvider(failure=ModelError("down", retryable=True))
+    other = RecordingProvider([TextDelta("Hi")], [Finished("stop", TokenUsage(1, 1))])
+    assert await answered(routed(FALLING, local=failing, other=other)) == list(other.lists)
+    assert [request.model for request, _ in other.asked] == ["b"]
+
+
+async def test_fallbacks_are_tried_in_their_order_and_the_last_failure_is_told():
+    class Both(FailingProvider):
+        async def stream(self, request, capabilities):
+            self.asked.append((request, capabilities))
+            raise ModelError(f"{request.model} is down")
+            yield
+
+    both = Both()
+    with pytest.raises(ModelError, match=r"^llama3.1:8b is down$"):
+        await answered(routed(FALLING, local=both, other=both))
+    assert [request.model for request, _ in both.asked] == ["a", "b", "llama3.1:8b"]
+
+
+async def test_an_answer_that_has_begun_does_not_fall_back():
+    failing = FailingProvider([TextDelta("Hi")], failure=ModelError("cut off", retryable=True))
+    other = RecordingProvider([Finished("stop", TokenUsage(1, 1))])
+    with pytest.raises(ModelError, match="cut off"):
+        await answered(routed(FALLING, local=failing, other=other))
+    assert other.asked == []
+
+
+async def test_a_prompt_that_is_wrong_is_wrong_everywhere():
+    failing = FailingProvider(failure=ModelError("no images", code="invalid_prompt"))
+    other = RecordingProvider([Finished("stop", TokenUsage(1, 1))])
+    with pytest.raises(ModelError, match="no images"):
+        await answered(routed(FALLING, local=failing, other=other))
+    assert other.asked == []

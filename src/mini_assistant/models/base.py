@@ -3,7 +3,7 @@
 The engine knows only these types. `routing.py` picks a provider for a model's name; every provider streams.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -140,14 +140,19 @@ class Finished(msgspec.Struct, frozen=True):
 ChatDelta = TextDelta | RefusalDelta | ReasoningDelta | ToolCallDelta | Finished
 
 
+Emulation = Literal["json_schema", "json_object", "text"]
+"""In which form a model that calls no tools in the way of the API is asked for its next step, the most reliable first."""
+
+
 class Capabilities(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a model can do. Written in the config file per model; the defaults are those of a hosted model.
 
     context_window_tokens: prompt and answer together; None when unknown, then nothing is cut for it.
     completion_tokens_max: the longest answer that may be asked for; None when unknown.
-    tools: whether the model calls tools in the way of the API. A model that does not is asked in words (`models/tool_calling`).
-        `hosted`: the provider calls the server's own tools by rules; functions are offered only where a call is demanded.
-    tool_choice: whether a demanded call (`required` or a named tool) comes, too.
+    tools: whether the model calls tools in the way of the API. One that does not is asked for its next step (`models/tool_calling`) in
+        the form that is named here, or in the best that it can. `hosted`: the provider calls the server's own tools by rules; functions
+        are offered only where a call is demanded.
+    tool_choice: the same for turns in which a call is demanded (`required` or a named tool).
     system_role: the role of instructions; `user` for models that know no other.
     think_tags: whether answers may begin with `<think>`; `opened`: they begin within it, and only `</think>` is written.
     max_tokens_parameter: the name under which the endpoint takes the limit of an answer.
@@ -155,8 +160,8 @@ class Capabilities(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     context_window_tokens: int | None = None
     completion_tokens_max: int | None = None
-    tools: bool | Literal["hosted"] = True
-    tool_choice: bool = True
+    tools: bool | Literal["hosted"] | Emulation = True
+    tool_choice: bool | Emulation = True
     parallel_tool_calls: bool = True
     images: bool = True
     json_schema: bool = True
@@ -167,6 +172,14 @@ class Capabilities(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     system_role: Literal["system", "developer", "user"] = "system"
     think_tags: bool | Literal["opened"] = True
     max_tokens_parameter: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
+
+
+class ListedModel(msgspec.Struct, frozen=True):
+    """A model by the name that a run uses. owned_by: its provider, or whom that one names. created: unix seconds, 0 when unknown."""
+
+    name: str
+    owned_by: str
+    created: int = 0
 
 
 class ChatProvider(Protocol):
@@ -183,6 +196,10 @@ class ChatProvider(Protocol):
 
     async def check(self) -> str:
         """A short line that says that the provider answers. Raises ModelError with the reason when it does not."""
+        ...
+
+    async def list_models(self) -> Sequence[ListedModel]:
+        """The models that the provider names, by its own names. Raises ModelError with the reason when it does not name them."""
         ...
 
     async def close(self) -> None:
@@ -203,6 +220,14 @@ class ChatModels(Protocol):
 
     async def check(self) -> str:
         """One line about the model that answers by default. Raises ModelError with the reason when it does not."""
+        ...
+
+    async def list_models(self) -> Sequence[ListedModel]:
+        """What is configured by name; without that, what the only provider lists. Raises ModelError as `ChatProvider.list_models`."""
+        ...
+
+    async def find_model_or_none(self, model: str) -> ListedModel | None:
+        """The model of a name, aliases allowed; None when there is none. Raises ModelError as `ChatProvider.list_models`."""
         ...
 
     async def close(self) -> None:

@@ -12,19 +12,20 @@ import logging
 import secrets
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Self
 
 import msgspec
 
 from mini_assistant.errors import ModelError
-from mini_assistant.models.base import Capabilities, ChatDelta, ChatRequest
+from mini_assistant.models.base import Capabilities, ChatDelta, ChatRequest, ListedModel
 from mini_assistant.models.builtin_code import code_answer_or_none
 from mini_assistant.models.builtin_process import MODEL_NAME, Failed, Ready, ServeOrder
 from mini_assistant.models.builtin_quotes import quoted_answer_or_none
 from mini_assistant.models.openai_compatible import OpenAICompatible
 from mini_assistant.models.provider_limits import ProviderLimits, limits_of
+from mini_assistant.models.tool_calling.emulation import emulated_request
 from mini_assistant.settings import Settings
 
 _PROGRAM = "mini_assistant.models.builtin_process"
@@ -41,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 def builtin_capabilities(settings: Settings) -> Capabilities:
-    """What the built-in model can do: text, JSON by a grammar, and the hosted tools by rules, without its weights. No functions."""
+    """What the built-in model can do: text, JSON by a grammar, and the hosted tools by rules, without its weights."""
     return Capabilities(
         context_window_tokens=settings.builtin_context_tokens,
         completion_tokens_max=_completion_tokens_max(settings),
@@ -76,7 +77,8 @@ class BuiltinModel:
             for deltas in by_rule:
                 yield deltas
             return
-        request = msgspec.structs.replace(_with_own_sampling(request), tools=())  # the model cannot call any
+        # The model itself knows no tools: what they have given it reads as words.
+        request = emulated_request(msgspec.structs.replace(_with_own_sampling(request), tools=()), "text")
         for is_last_attempt in (False, True):
             model = await self._running()
             has_begun = False
@@ -96,6 +98,10 @@ class BuiltinModel:
         """As `ChatProvider.check`."""
         model = await self._running()
         return f"{MODEL_NAME}, loaded in {model.load_seconds:.1f} s"
+
+    async def list_models(self) -> Sequence[ListedModel]:
+        """As `ChatProvider.list_models`."""
+        return [ListedModel(MODEL_NAME, "builtin")]
 
     async def close(self) -> None:
         """As `ChatProvider.close`. Answers that are being written break off."""

@@ -5,7 +5,16 @@ from typing import Any
 import msgspec
 
 from mini_assistant.errors import ModelError
-from mini_assistant.models.base import Capabilities, ChatMessage, ChatRequest, ImagePart, NamedTool, TextPart, ToolDefinition
+from mini_assistant.models.base import (
+    Capabilities,
+    ChatMessage,
+    ChatRequest,
+    ImagePart,
+    NamedTool,
+    StoredImagePart,
+    TextPart,
+    ToolDefinition,
+)
 
 
 def encode_chat_request(request: ChatRequest, capabilities: Capabilities) -> bytes:
@@ -40,7 +49,7 @@ def _put(body: dict[str, Any], name: str, value: Any) -> None:
 def _message(message: ChatMessage, model: str, capabilities: Capabilities) -> dict[str, Any]:
     content = message.content
     encoded: dict[str, Any] = {
-        "role": message.role,
+        "role": capabilities.system_role if message.role == "system" else message.role,
         "content": content if isinstance(content, str) else _parts(content, model, capabilities),
     }
     if message.tool_calls:
@@ -53,7 +62,7 @@ def _message(message: ChatMessage, model: str, capabilities: Capabilities) -> di
     return encoded
 
 
-def _parts(parts: tuple[TextPart | ImagePart, ...], model: str, capabilities: Capabilities) -> str | list[dict[str, Any]]:
+def _parts(parts: tuple[TextPart | ImagePart | StoredImagePart, ...], model: str, capabilities: Capabilities) -> str | list[dict[str, Any]]:
     if not parts:
         return ""
     if len(parts) == 1 and isinstance(parts[0], TextPart):
@@ -62,19 +71,21 @@ def _parts(parts: tuple[TextPart | ImagePart, ...], model: str, capabilities: Ca
     for part in parts:
         if isinstance(part, TextPart):
             encoded.append({"type": "text", "text": part.text})
-        elif capabilities.images:
-            encoded.append({"type": "image_url", "image_url": {"url": part.url, "detail": part.detail}})
-        else:
+        elif not capabilities.images:
             raise ModelError(f"The model '{model}' does not take images.", code="invalid_prompt")
+        else:
+            assert isinstance(part, ImagePart)  # the run engine puts images in the place of files
+            encoded.append({"type": "image_url", "image_url": {"url": part.url, "detail": part.detail}})
     return encoded
 
 
 def _tool_fields(request: ChatRequest, capabilities: Capabilities) -> dict[str, Any]:
-    fields: dict[str, Any] = {"tools": [_tool(tool) for tool in request.tools]}
-    choice = request.tool_choice
+    choice, tools = request.tool_choice, request.tools
     if isinstance(choice, NamedTool):
-        fields["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
-    elif choice != "auto":
+        # Many servers refuse or overlook the object that names a tool; every one of them knows that it must call the only one.
+        choice, tools = "required", tuple(tool for tool in tools if tool.name == choice.name)
+    fields: dict[str, Any] = {"tools": [_tool(tool) for tool in tools]}
+    if choice != "auto":
         fields["tool_choice"] = choice
     if capabilities.parallel_tool_calls:
         fields["parallel_tool_calls"] = request.parallel_tool_calls

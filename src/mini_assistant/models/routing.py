@@ -6,10 +6,9 @@ is left goes to the only provider there is: the single `[providers]` table, `OPE
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Mapping
+import logging
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-
-import msgspec
 
 from mini_assistant.errors import ModelError
 from mini_assistant.models.base import (
@@ -18,13 +17,19 @@ from mini_assistant.models.base import (
     ChatProvider,
     ChatRequest,
     Finished,
+    ListedModel,
     RefusalDelta,
     TextDelta,
     TokenUsage,
     ToolCallDelta,
 )
+from mini_assistant.models.learned import LearnedCapabilities
+from mini_assistant.models.model_list import ProviderModels, configured_models
 from mini_assistant.models.tokens import count_prompt_tokens, count_tokens
+from mini_assistant.models.tool_calling.ladder import Ladder, ServedModel
 from mini_assistant.settings import Settings
+
+log = logging.getLogger("mini_assistant.models")
 
 BUILTIN = "builtin"
 OPENAI = "openai"
@@ -32,11 +37,15 @@ OPENAI = "openai"
 
 @dataclass(frozen=True)
 class Route:
-    """Where a model is served. upstream_name: the provider's own name of it. capabilities: None for the provider's own."""
+    """Where a model is served. upstream_name: the provider's own name of it. capabilities: None for the provider's own.
+
+    fallbacks: names of other models that are asked when this one fails before its answer has begun.
+    """
 
     provider: str
     upstream_name: str
     capabilities: Capabilities | None = None
+    fallbacks: tuple[str, ...] = ()
 
 
 def find_route(settings: Settings, model: str) -> Route:
@@ -45,7 +54,7 @@ def find_route(settings: Settings, model: str) -> Route:
     if name is not None:
         configured = settings.models[name]
         capabilities = None if configured.provider == BUILTIN else configured
-        return Route(configured.provider, configured.upstream_name or name, capabilities)
+        return Route(configured.provider, configured.upstream_name or name, capabilities, configured.fallbacks)
     provider = default_provider_or_none(settings)
     if provider is None:
         raise ModelError(f"The requested model '{model}' does not exist.", code="invalid_prompt")
@@ -84,26 +93,37 @@ class RoutedModels:
         self._settings = settings
         self._providers = providers
         self._builtin_capabilities = builtin_capabilities
+        self._learned = LearnedCapabilities()
+        self._ladder = Ladder(self._learned, characters_max=settings.answer_characters_max)
+        default = providers.get(default_provider_or_none(settings) or "")
+        self._default_models = None if default is None else ProviderModels(default)
 
     def capabilities(self, model: str) -> Capabilities:
         """As `ChatModels.capabilities`."""
-        return self._capabilities_of(find_route(self._settings, model))
+        route = find_route(self._settings, model)
+        return self._learned.of(route.provider, route.upstream_name, self._configured(route))
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[list[ChatDelta], None]:
         """As `ChatModels.stream`; the usage in `Finished` is estimated when the provider gave none."""
-        route = find_route(self._settings, request.model)
-        upstream_request = msgspec.structs.replace(request, model=route.upstream_name)
-        provider = self._providers[route.provider]
-        texts: list[str] = []
-        async with contextlib.aclosing(provider.stream(upstream_request, self._capabilities_of(route))) as answer:
-            async for deltas in answer:
-                texts += [_text_of(delta) for delta in deltas]
-                last = deltas[-1]
-                if type(last) is Finished and last.usage is None:
-                    usage = await asyncio.to_thread(_estimate_usage, request, "".join(texts))
-                    yield [*deltas[:-1], Finished(last.reason, usage)]
-                else:
-                    yield deltas
+        routes = self._routes(request.model)
+        for place, route in enumerate(routes):
+            texts: list[str] = []
+            try:
+                async with contextlib.aclosing(self._ladder.stream(self._served(route), request)) as answer:
+                    async for deltas in answer:
+                        texts += [_text_of(delta) for delta in deltas]
+                        last = deltas[-1]
+                        if type(last) is Finished and last.usage is None:
+                            usage = await asyncio.to_thread(_estimate_usage, request, "".join(texts))
+                            yield [*deltas[:-1], Finished(last.reason, usage)]
+                        else:
+                            yield deltas
+                return
+            except ModelError as exc:
+                # What is wrong with the prompt is wrong with it elsewhere.
+                if texts or exc.code == "invalid_prompt" or place == len(routes) - 1:
+                    raise
+                log.warning("The model '%s' falls back to '%s': %s", route.upstream_name, routes[place + 1].upstream_name, exc.message)
 
     async def check(self) -> str:
         """As `ChatModels.check`. Without a default every provider is asked."""
@@ -112,16 +132,36 @@ class RoutedModels:
         names = [default] if default is not None else list(self._providers)
         return " ".join([await self._providers[name].check() for name in names])
 
+    async def list_models(self) -> Sequence[ListedModel]:
+        """As `ChatModels.list_models`."""
+        configured = configured_models(self._settings)
+        return configured if configured or self._default_models is None else await self._default_models.listed()
+
+    async def find_model_or_none(self, model: str) -> ListedModel | None:
+        """As `ChatModels.find_model_or_none`. A name that is not configured is one of the only provider's list."""
+        provider = default_provider_or_none(self._settings)
+        if _configured_name_or_none(self._settings, model) is not None or provider == BUILTIN:
+            return ListedModel(model, find_route(self._settings, model).provider)
+        listed = () if self._default_models is None else await self._default_models.listed()
+        return next((known for known in listed if known.name == model), None)
+
     async def close(self) -> None:
         """As `ChatModels.close`; a provider that fails to close does not keep the others open."""
         async with contextlib.AsyncExitStack() as stack:
             for provider in self._providers.values():
                 stack.push_async_callback(provider.close)
 
-    def _capabilities_of(self, route: Route) -> Capabilities:
-        if route.capabilities is not None:
-            return route.capabilities
-        return self._builtin_capabilities if route.provider == BUILTIN else Capabilities()
+    def _routes(self, model: str) -> list[Route]:
+        """The route of a model, and those of its fallbacks. Theirs are not looked at, so there is no circle."""
+        route = find_route(self._settings, model)
+        return [route, *(find_route(self._settings, name) for name in route.fallbacks)]
+
+    def _served(self, route: Route) -> ServedModel:
+        return ServedModel(route.provider, self._providers[route.provider], route.upstream_name, self._configured(route))
+
+    def _configured(self, route: Route) -> Capabilities:
+        own = self._builtin_capabilities if route.provider == BUILTIN else Capabilities()
+        return route.capabilities or own
 
 
 def _text_of(delta: ChatDelta) -> str:

@@ -1,0 +1,62 @@
+"""What a model thinks is no part of its answer, and is counted when the provider has not counted it."""
+
+import pytest
+
+from mini_assistant.models.base import Capabilities, ChatMessage, ChatRequest, Finished, ReasoningDelta, TextDelta, TokenUsage
+from mini_assistant.models.reasoning import answer_without_reasoning
+from mini_assistant.models.tokens import count_tokens
+
+ASKED = ChatRequest("m", (ChatMessage("user", "Why?"),))
+
+
+class Provider:
+    def __init__(self, *lists):
+        self.lists = lists
+
+    async def stream(self, request, capabilities):
+        for deltas in self.lists:
+            yield deltas
+
+
+async def answered(*lists, **capabilities):
+    found = [deltas async for deltas in answer_without_reasoning(Provider(*lists), ASKED, Capabilities(**capabilities))]
+    assert all(found)
+    deltas = [delta for deltas in found for delta in deltas]
+    return "".join(delta.text for delta in deltas if isinstance(delta, TextDelta)), deltas[-1].usage
+
+
+@pytest.mark.parametrize(
+    "lists",
+    [
+        [[ReasoningDelta("Because of")], [ReasoningDelta(" that.")], [TextDelta("So.")]],
+        [[ReasoningDelta("Because of that."), TextDelta("So.")]],
+        [[TextDelta("<think>Because of")], [TextDelta(" that.</think>\n\nSo.")]],
+        [
+            [TextDelta("<th")],
+            [
+                TextDelta("ink>Because of that.</think>So."),
+            ],
+        ],
+    ],
+)
+async def test_reasoning_is_left_out_and_counted(lists):
+    words, usage = await answered(*lists, [Finished("stop", TokenUsage(5, 50))])
+    assert words == "So."
+    assert usage == TokenUsage(5, 50, reasoning_tokens=count_tokens("Because of that."))
+
+
+async def test_what_the_provider_has_counted_stands():
+    _, usage = await answered([ReasoningDelta("Hm.")], [TextDelta("So."), Finished("stop", TokenUsage(5, 50, reasoning_tokens=40))])
+    assert usage == TokenUsage(5, 50, reasoning_tokens=40)
+
+
+async def test_no_more_reasoning_than_tokens_were_written():
+    _, usage = await answered([ReasoningDelta("One two three four five.")], [Finished("stop", TokenUsage(5, 3))])
+    assert usage == TokenUsage(5, 3, reasoning_tokens=3)
+
+
+async def test_tags_can_be_words():
+    words, _ = await answered([TextDelta("<think>is a tag</think>")], [Finished("stop", TokenUsage(5, 3))], think_tags=False)
+    assert words == "<think>is a tag</think>"
+    words, _ = await answered([TextDelta("Hm.</think>So.")], [Finished("stop", TokenUsage(5, 3))], think_tags="opened")
+    assert words == "So."
