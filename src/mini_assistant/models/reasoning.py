@@ -19,17 +19,17 @@ async def answer_without_reasoning(
     thoughts: list[str] = []
     async with contextlib.aclosing(provider.stream(request, capabilities)) as answer:
         async for deltas in answer:
-            last = deltas[-1]
+            told: list[ChatDelta] = deltas
             if tags is not None:
-                deltas = _sorted_out(deltas, tags)
+                told = _sorted_out(deltas, tags)
                 tags = None if tags.is_done else tags
-            if any(type(delta) is ReasoningDelta for delta in deltas):
-                thoughts += [delta.text for delta in deltas if isinstance(delta, ReasoningDelta)]
-                deltas = [delta for delta in deltas if not isinstance(delta, ReasoningDelta)]
-            if thoughts and type(last) is Finished:
-                deltas = [*deltas[:-1], await _with_thoughts_counted(last, "".join(thoughts))]
-            if deltas:
-                yield deltas
+            if any(type(delta) is ReasoningDelta for delta in told):
+                thoughts += [delta.text for delta in told if isinstance(delta, ReasoningDelta)]
+                told = [delta for delta in told if not isinstance(delta, ReasoningDelta)]
+            if thoughts and isinstance(last := deltas[-1], Finished):
+                told = [*told[:-1], await _with_thoughts_counted(last, "".join(thoughts))]
+            if told:
+                yield told
 
 
 def _sorted_out(deltas: list[ChatDelta], tags: ThinkTags) -> list[ChatDelta]:
@@ -40,7 +40,7 @@ def _sorted_out(deltas: list[ChatDelta], tags: ThinkTags) -> list[ChatDelta]:
             sorted_out += tags.feed(delta.text)
             continue
         if isinstance(delta, Finished):
-            sorted_out += tags.end()
+            sorted_out += tags.end(is_whole=delta.reason == "stop")
         sorted_out.append(delta)
     return sorted_out
 

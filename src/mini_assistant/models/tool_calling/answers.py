@@ -64,20 +64,16 @@ def is_demanded(request: ChatRequest) -> bool:
     return bool(request.tools) and (request.tool_choice == "required" or isinstance(request.tool_choice, NamedTool))
 
 
-async def native_answer(asking: Asking, request: ChatRequest) -> AsyncGenerator[list[ChatDelta], None]:
-    """An answer in the API's own way. Calls that were forbidden are left out."""
-    is_forbidden = request.tool_choice == "none"
+async def answer_without_calls(asking: Asking, request: ChatRequest) -> AsyncGenerator[list[ChatDelta], None]:
+    """An answer in the API's own way where no tool may be called: servers that overlook it call one all the same."""
     async with contextlib.aclosing(answer_without_reasoning(asking.provider, request, asking.capabilities)) as answer:
         async for deltas in answer:
-            if is_forbidden:
-                deltas = [delta for delta in deltas if not isinstance(delta, ToolCallDelta)]
-            if not deltas:
-                continue
+            told: list[ChatDelta] = [delta for delta in deltas if not isinstance(delta, ToolCallDelta)]
             last = deltas[-1]
-            if isinstance(last, Finished):
-                reason = "stop" if is_forbidden and last.reason == "tool_calls" else last.reason
-                deltas = [*deltas[:-1], asking.with_spent(Finished(reason, last.usage))]
-            yield deltas
+            if isinstance(last, Finished) and last.reason == "tool_calls":
+                told[-1] = Finished("stop", last.usage)
+            if told:
+                yield told
 
 
 async def demanded_answer(asking: Asking, request: ChatRequest) -> AsyncGenerator[list[ChatDelta], None]:
@@ -90,7 +86,7 @@ async def demanded_answer(asking: Asking, request: ChatRequest) -> AsyncGenerato
     held: list[ChatDelta] = []
     held_characters = 0
     is_called = False
-    async with contextlib.aclosing(native_answer(asking, request)) as answer:
+    async with contextlib.aclosing(answer_without_reasoning(asking.provider, request, asking.capabilities)) as answer:
         async for deltas in answer:
             if is_called:
                 yield deltas

@@ -16,7 +16,15 @@ import msgspec
 from mini_assistant.errors import ModelError
 from mini_assistant.models.base import Capabilities, ChatDelta, ChatProvider, ChatRequest, Emulation, NamedTool
 from mini_assistant.models.learned import LearnedCapabilities, changes_after_refusal
-from mini_assistant.models.tool_calling.answers import Asking, RungFailed, demanded_answer, emulated_answer, is_demanded, native_answer
+from mini_assistant.models.reasoning import answer_without_reasoning
+from mini_assistant.models.tool_calling.answers import (
+    Asking,
+    RungFailed,
+    answer_without_calls,
+    demanded_answer,
+    emulated_answer,
+    is_demanded,
+)
 from mini_assistant.models.tool_calling.emulation import emulated_request
 
 log = logging.getLogger("mini_assistant.models")
@@ -98,7 +106,11 @@ def _demanded_names(request: ChatRequest) -> set[str]:
 def _answer(asking: Asking, request: ChatRequest, asked: ChatRequest, form: Form) -> AsyncGenerator[list[ChatDelta], None]:
     if form != "native" and _without_forbidden_tools(request).tools:
         return emulated_answer(asking, request, asked, form)
-    return demanded_answer(asking, asked) if is_demanded(request) else native_answer(asking, asked)
+    if is_demanded(request):
+        return demanded_answer(asking, asked)
+    if request.tool_choice == "none":
+        return answer_without_calls(asking, asked)
+    return answer_without_reasoning(asking.provider, asked, asking.capabilities)
 
 
 def _without_forbidden_tools(request: ChatRequest) -> ChatRequest:
