@@ -64,6 +64,7 @@ BACKEND_FOLDERS = {
     "models",
     "models/embeddings",
     "models/rerank",
+    "models/tool_calling",
     "files/blobs",
     "sandboxes",
     "vector_stores/indexes",

@@ -1,4 +1,6 @@
-"""The command line: `mini-assistant serve` runs the server, `check` says whether it could, `sandbox prepare` installs what runs code."""
+"""The command line: `serve` runs the server, `check` says whether it could, `sandbox prepare` installs what runs code, `models probe` asks
+an endpoint what it does with a model.
+"""
 
 import argparse
 import asyncio
@@ -51,6 +53,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     prepare.add_argument("environment", nargs="?", choices=("process", "wasm"), default="process", help="which (process)")
     prepare.set_defaults(run=_prepare)
+    models = commands.add_parser("models", help="find out what models can do")
+    models_commands = models.add_subparsers(required=True, metavar="COMMAND")
+    probe = models_commands.add_parser(
+        "probe",
+        help="ask an endpoint what it really does with a model",
+        description="Ask the endpoint that serves a model what it really does, and print a table and the lines for the config file. "
+        "It is sent up to 18 short requests, which cost tokens.",
+    )
+    probe.add_argument("name", help="the model, as a run names it")
+    probe.add_argument("--json", action="store_true", help="print one JSON object instead")
+    probe.add_argument("--config", type=Path, help="config file (TOML); see docs/settings.md")
+    probe.set_defaults(run=_probe)
     for command in (serve, check, prepare):
         command.add_argument("--data-dir", type=Path, help="folder of the embedded database (data)")
         command.add_argument("--config", type=Path, help="config file (TOML); see docs/settings.md")
@@ -73,6 +87,16 @@ def _check(settings: Settings, _options: argparse.Namespace) -> int:
     for name, outcome in parts.items():
         print(f"{name}: {outcome}" if isinstance(outcome, BackendError) else f"{name}: ok ({outcome})")
     return 1 if any(isinstance(outcome, BackendError) for outcome in parts.values()) else 0
+
+
+def _probe(settings: Settings, options: argparse.Namespace) -> int:
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        report = runner.run(app.probe_model(settings, options.name, tell))
+    print(report.json() if options.json else report.text())
+    return 0
 
 
 def _prepare(settings: Settings, options: argparse.Namespace) -> int:

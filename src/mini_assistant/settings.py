@@ -86,6 +86,8 @@ class Settings:
     lease_seconds: float = _setting(30.0, "How long a worker owns a run without a sign of life.", minimum=0.5)
     sweep_interval_seconds: float = _setting(5.0, "Pause between two sweeps for lost, expired and waiting runs.", minimum=0.05)
     tool_timeout_seconds: float = _setting(120.0, "Longest time of one call of a hosted tool.", minimum=0.1)
+    tool_calls_per_turn_max: int = _setting(128, "Tool calls in one turn of a model; a run that wants more fails.", minimum=1)
+    tool_calls_parallel_max: int = _setting(8, "Calls of hosted tools that run at a time in one turn.", minimum=1)
     tool_output_bytes_max: int = _setting(
         512 * 1024, "Largest output of one tool call; a function's output above it is refused.", minimum=1024
     )
@@ -364,6 +366,8 @@ def _check_references(settings: Settings) -> None:
             raise ConfigError(f"[providers.{name}] proxy must begin with http:// or https://.")
         if not provider.base_url.startswith(("http://", "https://")):
             raise ConfigError(f"[providers.{name}] base_url must begin with http:// or https://.")
+    if settings.remote_images not in ("pass", "fetch", "refuse"):
+        raise ConfigError(f"'remote_images' must be pass, fetch or refuse, but is '{settings.remote_images}'.")
     if settings.openai_base_url and not settings.openai_base_url.startswith(("http://", "https://")):
         raise ConfigError("'openai_base_url' must begin with http:// or https://, as in http://127.0.0.1:11434/v1.")
     for alias, target in settings.aliases.items():

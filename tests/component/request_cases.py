@@ -25,11 +25,42 @@ class Case:
     wrong_state: tuple[str, ...] | None = None
 
 
+MCP = {"type": "mcp", "server_label": "docs", "server_url": "https://example.com/mcp"}
+WRONG_IN_MCP: list[tuple[dict[str, Any], str]] = [
+    ({"server_label": "two words"}, "server_label"),
+    ({"server_label": "docs\n"}, "server_label"),
+    ({"server_label": "d" * 65}, "server_label"),
+    *(
+        ({"server_url": url}, "server_url")
+        for url in (
+            "ftp://example.com",
+            "https://",
+            "https://example.com/a b",
+            "https://example.com\n",
+            "https://user:password@example.com",
+            "https://example.com:70000/",
+            "https://[:::]/",
+            "https://example.com/" + "x" * 2048,
+        )
+    ),
+    *(({"headers": {name: "x"}}, "headers") for name in ("two words", "X\n", "Content-Length", "host")),
+    *(({"headers": {"X": value}}, "headers.X") for value in ("a\r\nY: b", "a\n", "\u00e9", "x" * 4097, 5)),
+    ({"headers": {f"X-{number}": "" for number in range(17)}}, "headers"),
+    ({"allowed_tools": "add"}, "allowed_tools"),
+    ({"allowed_tools": [""]}, "allowed_tools[0]"),
+    ({"require_approval": "sometimes"}, "require_approval"),
+    ({"require_approval": {"never": ["add"]}}, "require_approval.never"),
+    ({"require_approval": {"read_only": True}}, "require_approval.read_only"),
+    ({"authorization": "x"}, "authorization"),
+]
 TOOLS = [
     ({"tools": "file_search"}, "tools"),
     ({"tools": [{"type": "retrieval"}]}, "tools[0].type"),
     ({"tools": [{"type": "function", "function": {"name": "two words"}}]}, "tools[0].function.name"),
     ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, "tools[0].function.parameters"),
+    *(({"tools": [{**MCP, **change}]}, f"tools[0].{param}") for change, param in WRONG_IN_MCP),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}, MCP, MCP]}, "tools[2].server_label"),
+    ({"tools": [{"type": "mcp", "server_label": "docs"}]}, "tools[0].server_url"),
     ({"temperature": 2.1}, "temperature"),
     ({"temperature": "hot"}, "temperature"),
     ({"top_p": -0.1}, "top_p"),
@@ -365,6 +396,8 @@ CASES = {
     "getVectorStoreFileBatch": Case(),
     "cancelVectorStoreFileBatch": Case(),
     "listFilesInVectorStoreBatch": Case(),
+    "listModels": Case(),
+    "retrieveModel": Case(),
     "getHealth": Case(),
     "getOpenapi": Case(),
 }

@@ -34,6 +34,7 @@ PREFIXES = {
     "upload_id": "upload_",
     "vector_store_id": "vs_",
     "batch_id": "vsfb_",
+    "model": "m-",
 }
 NOT_FOUND = {
     "assistant_id": "No assistant found with id '",
@@ -45,9 +46,10 @@ NOT_FOUND = {
     "upload_id": "No such Upload object: ",
     "vector_store_id": "No vector store found with id '",
     "batch_id": "No file batch found with id '",
+    "model": "The model '",
 }
 # These may look like anything: what is not there is not found.
-FREE_IDS = {"file_id", "upload_id"}
+FREE_IDS = {"file_id", "upload_id", "model"}
 
 
 async def test_every_route_has_a_case() -> None:
@@ -118,22 +120,24 @@ UNKNOWN_IDS = [
 WRONG_IDS = ["x", "%20", "%00", "%ff", "{word}", "%7B%7D", "..%5c", "file-AAAAAAAAAAAAAAAAAAAAAA", "a" * 5000, "UPPER_{word}"]
 
 
-def not_found(route: Route, name: str) -> tuple[str, str | None]:
-    """How the message about an unknown id begins, and its param."""
+def not_found(route: Route, name: str) -> tuple[str, str | None, str | None]:
+    """How the message about an unknown id begins, its param and its code."""
     if name == "file_id" and route.path.startswith("/vector_stores/"):
-        return "No file found with id '", None
-    return NOT_FOUND[name], "id" if name in FREE_IDS else None
+        return "No file found with id '", None, None
+    if name == "model":
+        return NOT_FOUND[name], "model", "model_not_found"
+    return NOT_FOUND[name], "id" if name in FREE_IDS else None, None
 
 
 @with_ids
 async def test_unknown_ids_are_not_found(route: Route, world: World) -> None:
     for name in re.findall(r"{(\w+)}", route.path):
-        beginning, param = not_found(route, name)
+        beginning, param, code = not_found(route, name)
         for pattern in UNKNOWN_IDS:
             unknown = pattern.format(prefix=PREFIXES[name])
             status, error = await world.refused(route.method, world.url(route.path, **{name: unknown}), **good(world, route))
 
-            assert (status, error["param"], error["code"]) == (404, param, None)
+            assert (status, error["param"], error["code"]) == (404, param, code)
             assert error["message"].startswith(f"{beginning}{PREFIXES[name]}")
 
 
@@ -146,8 +150,8 @@ async def test_ids_of_another_kind_are_refused_by_name(route: Route, world: Worl
             status, error = await world.refused(route.method, path, **good(world, route))
 
             if name in FREE_IDS:
-                beginning, param = not_found(route, name)
-                assert (status, error["param"], error["code"]) == (404, param, None)
+                beginning, param, code = not_found(route, name)
+                assert (status, error["param"], error["code"]) == (404, param, code)
                 assert error["message"].startswith(beginning)
                 continue
             assert status == 400

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mcp_process import mcp_server_process
 from tests.sandboxed import why_not
 from tests.server_process import ServerProcess, scripted_model_process
 
@@ -101,6 +102,20 @@ def test_file_search_reads_a_file_that_is_named(scripted_server, tmp_path):
     notes = tmp_path / "notes.md"
     notes.write_text("# Notes\n\nThe lamp is green.")
     assert run_example("file_search.py", scripted_server, "Hello", str(notes)) == "You said: Hello\n"
+
+
+def test_mcp_approves_the_calls_and_prints_the_answer(tmp_path):
+    environment = {"MINI_ASSISTANT_PRIVATE_ADDRESSES": "true", "MINI_ASSISTANT_SANDBOX": "none"}
+    with (
+        scripted_model_process() as model_base_url,
+        mcp_server_process() as url,
+        running_server(tmp_path / "data", OPENAI_BASE_URL=model_base_url, **environment) as base_url,
+    ):
+        assert run_example("mcp.py", base_url, url, 'call docs__add {"a": 2, "b": 3}').splitlines() == [
+            'Approved: docs__add({"a": 2, "b": 3})',
+            "The tool returned: 5",
+        ]
+        assert run_example("mcp.py", base_url, url) == "You said: Which tools do you have?\n"
 
 
 @pytest.mark.parametrize("sandbox", ["process", "wasm", "unsafe"])

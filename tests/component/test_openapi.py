@@ -65,6 +65,8 @@ OFFICIAL = {
 EXTENSIONS = {
     "listThreads": "GET /threads",
     "streamRunEvents": "GET /threads/{thread_id}/runs/{run_id}/events",
+    "listModels": "GET /models",
+    "retrieveModel": "GET /models/{model}",
     "getHealth": "GET /health",
     "getOpenapi": "GET /openapi.json",
 }
@@ -258,7 +260,7 @@ def test_kinds_are_told_apart_by_their_type(document: dict[str, Any]) -> None:
     tools = next(kind for kind in document["components"]["schemas"]["CreateAssistant"]["properties"]["tools"]["anyOf"] if "items" in kind)
 
     assert tools["items"]["discriminator"]["propertyName"] == "type"
-    assert set(tools["items"]["discriminator"]["mapping"]) == {"code_interpreter", "file_search", "function"}
+    assert set(tools["items"]["discriminator"]["mapping"]) == {"code_interpreter", "file_search", "function", "mcp"}
 
 
 def test_every_reference_leads_somewhere_and_every_schema_is_used(document: dict[str, Any]) -> None:

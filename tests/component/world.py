@@ -63,7 +63,7 @@ class World:
 
     async def _create_files(self) -> dict[str, str]:
         """A vector store with a file that came in a batch, two files that are in none, and an upload with a part."""
-        ids: dict[str, str] = {}
+        ids: dict[str, str] = {"model": "scripted"}
         for name, filename in (("file_id", "whales.txt"), ("other_file_id", "more.txt"), ("strange_file_id", "a.xyz")):
             form = aiohttp.FormData({"purpose": "assistants"})
             form.add_field("file", b"Whales sing.", filename=filename)

@@ -19,6 +19,7 @@ from mini_assistant.models.base import (
     ChatRequest,
     Finished,
     NamedTool,
+    ReasoningDelta,
     RefusalDelta,
     TextDelta,
     TokenUsage,
@@ -190,9 +191,30 @@ async def test_a_refusal(endpoint, connect):
     ]
 
 
-async def test_reasoning_is_left_out(endpoint, connect):
-    endpoint.script = script(Rule([Reasoning("Let me see."), Text("Yes.")]))
-    assert text_of(await deltas_of(connect())) == "Yes."
+async def test_reasoning_is_told_from_the_answer(endpoint, connect):
+    endpoint.script = script(Rule([Reasoning("Let me "), Wait(0.02), Reasoning("see."), Wait(0.02), Text("Yes.")]))
+    deltas = await deltas_of(connect())
+    assert deltas[:-1] == [ReasoningDelta("Let me see."), TextDelta("Yes.")]
+
+
+async def test_reasoning_comes_with_the_beginning_of_the_answer(endpoint, connect):
+    """Until then nothing has been seen of the answer, and it can be asked for again."""
+    endpoint.script = script(Rule([Reasoning("Let me see."), Wait(0.02), Text("First"), Stall()]))
+    stream = connect().stream(REQUEST, Capabilities())
+    async with asyncio.timeout(5), contextlib.aclosing(stream):
+        assert await anext(stream) == [ReasoningDelta("Let me see."), TextDelta("First")]
+
+
+async def test_reasoning_behind_the_beginning_comes_as_it_is_sent(endpoint, connect):
+    endpoint.script = script(Rule([Text("First"), Wait(0.02), Reasoning("Hm."), Stall()]))
+    stream = connect().stream(REQUEST, Capabilities())
+    async with asyncio.timeout(5), contextlib.aclosing(stream):
+        assert [await anext(stream), await anext(stream)] == [[TextDelta("First")], [ReasoningDelta("Hm.")]]
+
+
+async def test_an_answer_of_reasoning_alone(endpoint, connect):
+    endpoint.script = script(Rule([Reasoning("Hm."), Finish("length", usage="none")]))
+    assert await deltas_of(connect()) == [ReasoningDelta("Hm."), Finished("length", None)]
 
 
 async def test_the_limit_of_an_answer(connect):
@@ -416,6 +438,37 @@ async def test_statuses_that_are_final(endpoint, connect, status, code, message)
     assert "***" in error.message
     assert error.code == code
     assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize("status", [400, 404, 422])
+async def test_the_words_of_a_refusal_are_kept(endpoint, connect, status):
+    words = f"{'Very long. ' * 40}{KEY} 'tools' is not known."
+    endpoint.script = script(Respond(status, {"error": {"message": words}}))
+    assert (await error_of(connect())).refusal == words.replace(KEY, "***")
+    endpoint.script = script(Respond(status, {"error": {"message": words * 20}}))
+    assert len((await error_of(connect())).refusal) == 2_000
+
+
+@pytest.mark.parametrize(
+    ("steps", "refusal"),
+    [
+        ([ErrorFrame("'tools' is not known", 400)], "'tools' is not known"),
+        ([Respond(500, {"error": {"message": "Unsupported param: tools"}})], "Unsupported param: tools"),
+        ([Respond(400, "no tools", content_type="text/plain")], "no tools"),
+        ([Respond(400, {"error": {"message": "Failed", "metadata": {"raw": "no tools"}}})], "Failed: no tools"),
+        ([Respond(422, {"detail": [{"loc": ["body", "tools"]}]})], '{"loc":["body","tools"]}'),
+        ([Respond(500, {"error": {"message": "Overloaded"}})], ""),
+        ([Respond(401, {"error": {"message": "No"}})], ""),
+        ([Respond(429, {"error": {"message": "Slow down"}})], ""),
+        ([ErrorFrame("Overloaded")], ""),
+        ([Cut()], ""),
+    ],
+)
+async def test_only_refusals_of_the_request_are_refusals(endpoint, connect, steps, refusal):
+    endpoint.script = script(Rule(steps))
+    error = await error_of(connect(FAST_RETRIES))
+    assert error.refusal == refusal
+    assert len(endpoint.requests) == (1 if refusal or not error.retryable else 3)
 
 
 @pytest.mark.parametrize(

@@ -148,3 +148,14 @@ def test_completion_tokens_max(asked, capabilities, sent):
 
 def test_usage_is_asked_for_only_where_known():
     assert "stream_options" not in encode(capabilities=Capabilities(stream_usage=False))
+
+
+def test_a_schema_that_is_nested_too_deeply():
+    schema = {}
+    for _ in range(100_000):
+        schema = {"not": schema}
+    with pytest.raises(ModelError, match="too deeply") as caught:
+        encode(tools=(ToolDefinition("f", schema),))
+    assert caught.value.code == "invalid_prompt"
+    while schema:  # taken apart from outside: the interpreter frees nested objects one in the other
+        schema = schema["not"]

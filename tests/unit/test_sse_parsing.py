@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mini_assistant.errors import ModelError
-from mini_assistant.models.base import Finished, RefusalDelta, TextDelta, TokenUsage, ToolCallDelta
+from mini_assistant.models.base import Finished, ReasoningDelta, RefusalDelta, TextDelta, TokenUsage, ToolCallDelta
 from mini_assistant.models.chat_chunks import ChatChunks
 from mini_assistant.models.provider_errors import ProviderErrors
 from mini_assistant.models.sse_lines import LINE_BYTES_MAX, LineTooLong, SseLines
@@ -136,6 +136,16 @@ def test_lines_that_never_become_json_are_nonsense():
         read(*[b"data: {" + b"x" * 1000 + b"\n"] * 100)
 
 
+@pytest.mark.parametrize("opening", [b"[", b'{"choices":[{"delta":{"reasoning":' + b"[" * 9, b'{"error":'])
+def test_json_that_is_nested_without_end_is_nonsense(opening):
+    body = opening * 50_000
+    with pytest.raises(ModelError, match="no piece of a chat completion"):
+        read(b"data: " + body + b"\n\n")
+    with pytest.raises(ModelError, match="no chat completion"):
+        chunks().feed_completion(body)
+    assert len(ProviderErrors("local").refused(500, {}, body).message) < 400
+
+
 @pytest.mark.parametrize("frame", [{"choices": 1}, {"choices": [{"delta": "x"}]}, ["x"]])
 def test_wrong_types_are_nonsense(frame):
     with pytest.raises(ModelError, match="no piece of a chat completion"):
@@ -164,6 +174,7 @@ def test_nothing_at_all_is_cut_off():
         ({"error": {"message": "Overloaded", "code": 400}}, "invalid_prompt", False),
         ({"error": "Overloaded"}, "server_error", True),
         ({"object": "error", "message": "Overloaded", "code": 500}, "server_error", True),
+        ({"object": "error", "message": "Overloaded", "code": 400, "type": "BadRequestError"}, "invalid_prompt", False),
     ],
 )
 def test_an_error_in_the_stream(frame, code, retryable):
@@ -236,12 +247,47 @@ def test_usage_with_null_details():
 # --- content ---------------------------------------------------------------------------------------------------------
 
 
-def test_reasoning_is_kept_out_of_the_answer():
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"reasoning_content": "Hm.", "content": None},
+        {"reasoning": "Hm.", "content": ""},
+        {"reasoning_content": "Hm.", "reasoning": "Hm."},
+        {"reasoning_content": "", "reasoning": {"text": "Hm."}},
+        {"reasoning": [{"type": "reasoning.text", "text": "H"}, "m."]},
+        {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}]},
+        {"content": [{"type": "thinking", "thinking": "Hm."}]},
+        {"content": [{"type": "reasoning", "text": "Hm."}]},
+        {"content": [{"type": "reasoning", "reasoning": "Hm."}]},
+    ],
+)
+def test_reasoning_of_many_servers(fields):
     reader = chunks()
-    assert reader.feed(delta(reasoning_content="Hm.", content=None)) == []
-    assert reader.feed(delta(reasoning="Hm.", content="")) == []
-    assert reader.progress == 2
-    assert reader.feed(delta(content=[{"type": "thinking", "thinking": []}, {"type": "text", "text": "Yes"}])) == [TextDelta("Yes")]
+    assert reader.feed(delta(**fields)) == [ReasoningDelta("Hm.")]
+    assert reader.progress == 1
+
+
+@pytest.mark.parametrize("fields", [{"reasoning": {"data": "x"}}, {"reasoning_content": [7, None]}, {"content": [{"type": "thinking"}]}])
+def test_reasoning_without_words_is_a_sign_of_life(fields):
+    reader = chunks()
+    assert reader.feed(delta(**fields)) == []
+    assert reader.progress == 1
+
+
+def test_reasoning_comes_before_what_was_answered_in_the_same_piece():
+    both = [ReasoningDelta("Hm."), TextDelta("Yes")]
+    assert chunks().feed(delta(content="Yes", reasoning_content="Hm.")) == both
+    parts = [{"type": "text", "text": "Y"}, {"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "es"}]
+    assert chunks().feed(delta(content=parts)) == both
+
+
+def test_reasoning_without_end_is_refused():
+    reader = chunks()
+    frame = delta(reasoning_content="x" * 1_000_000)
+    for _ in range(4):
+        reader.feed(frame)
+    with pytest.raises(ModelError, match="characters of reasoning"):
+        reader.feed(frame)
 
 
 def test_role_comments_and_empty_chunks_are_no_progress():

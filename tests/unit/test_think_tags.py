@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mini_assistant.errors import ModelError
 from mini_assistant.models.base import ReasoningDelta, TextDelta
 from mini_assistant.models.think_tags import ThinkTags
 
@@ -103,6 +104,16 @@ def test_opened_does_not_keep_any_amount():
     piece = "x" * 100_000
     assert read("opened", *[piece] * 15, "</think>Yes") == (piece * 15, "Yes")
     assert read("opened", *[piece] * 15) == (piece * 15, "")
+
+
+@pytest.mark.parametrize("mode", [True, "opened"])
+def test_reasoning_without_end_is_refused(mode):
+    tags = ThinkTags(mode)
+    tags.feed("<think>" if mode is True else "")
+    for _ in range(4):
+        tags.feed("x" * 1_000_000)
+    with pytest.raises(ModelError, match="reasoning is longer than"):
+        tags.feed("x")
 
 
 @pytest.mark.parametrize(

@@ -26,25 +26,28 @@ def told_of(pieces: list[str], form: Emulation, request: ChatRequest) -> list[st
     """What is told of an answer: texts that follow each other as one, a call as name and arguments. Raises UnreadableAnswer."""
     reader = AnswerReader(request, form)
     told: list[str | tuple[str, str]] = []
+    texts: list[str] = []
     calls = 0
     has_told = False
     for delta in (delta for deltas in _reads(reader, pieces) for delta in deltas):
         has_told = True
         if isinstance(delta, TextDelta):
             assert delta.text
-            if told and isinstance(told[-1], str):
-                told[-1] += delta.text
-            else:
-                told.append(delta.text)
+            texts.append(delta.text)
         else:
             assert isinstance(delta, ToolCallDelta)
             assert delta.name is not None
             assert delta.index == calls
             assert isinstance(msgspec.json.decode(delta.arguments), dict)
             calls += 1
-            told.append((delta.name, delta.arguments))
+            told += [*joined(texts), (delta.name, delta.arguments)]
+            texts.clear()
     assert reader.has_told == has_told
-    return told
+    return [*told, *joined(texts)]
+
+
+def joined(texts: list[str]) -> list[str]:
+    return ["".join(texts)] if texts else []
 
 
 def _reads(reader: AnswerReader, pieces: list[str]) -> Any:

@@ -5,9 +5,12 @@ Field order is the order on the wire. UNSET means that the client did not send t
 """
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
+
+from mini_assistant.errors import InvalidRequest
 
 Metadata = Annotated[
     dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]],
@@ -63,7 +66,53 @@ class CodeInterpreterTool(msgspec.Struct, tag_field="type", tag="code_interprete
     """`{"type": "code_interpreter"}`."""
 
 
-Tool = CodeInterpreterTool | FileSearchTool | FunctionTool
+class McpToolNames(msgspec.Struct, forbid_unknown_fields=True):
+    """Tools of an MCP server, by its own names."""
+
+    tool_names: Annotated[list[ObjectId], Meta(max_length=128)]
+
+
+class McpApproval(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Which tools of an MCP server need an approval for each call: `always`, and what is named nowhere; `never` do not."""
+
+    always: McpToolNames | UnsetType = UNSET
+    never: McpToolNames | UnsetType = UNSET
+
+
+# Unlike `$`, `$(?!\n)` does not let a line end pass; other readers of the OpenAPI document take it, too.
+McpUrl = Annotated[
+    str,
+    Meta(max_length=2048, pattern=r"^https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?([/?][!-\x22$-~]*)?$(?!\n)"),
+]
+McpHeaders = Annotated[
+    dict[
+        Annotated[str, Meta(max_length=256, pattern=r"^[A-Za-z0-9!$%&'*+.^_`|~-]+$(?!\n)")],
+        Annotated[str, Meta(max_length=4096, pattern=r"^[\t -~]*$(?!\n)")],
+    ],
+    Meta(max_length=16),
+]
+
+
+class McpTool(msgspec.Struct, tag_field="type", tag="mcp", forbid_unknown_fields=True):
+    """`{"type": "mcp", ...}`: the tools of an MCP server that speaks streamable HTTP. An extension of this server.
+
+    headers: sent with each request to it. allowed_tools: names of the server's; None for all that it has.
+    """
+
+    server_label: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_-]+$(?!\n)")]
+    server_url: McpUrl
+    headers: McpHeaders | None = None
+    allowed_tools: Annotated[list[ObjectId], Meta(max_length=128)] | None = None
+    require_approval: Literal["always", "never"] | McpApproval = "always"
+
+
+# They belong to the connection, not to who makes the request.
+_CONNECTION_HEADERS = frozenset(
+    {"host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "expect", "accept-encoding", "keep-alive"}
+)
+
+
+Tool = CodeInterpreterTool | FileSearchTool | FunctionTool | McpTool
 
 
 class ChunkSize(msgspec.Struct, forbid_unknown_fields=True):
@@ -218,7 +267,9 @@ class Deleted(msgspec.Struct):
 
 def echoed_tools(tools: list[Tool] | None) -> list[Tool]:
     """Tools as the hosted API echoed them: an omitted `parameters` is the empty object schema, `strict` is false, and file_search
-    shows its ranking options. Source: behaviour §0 rows 13 and 14."""
+    shows its ranking options. Source: behaviour §0 rows 13 and 14. Raises InvalidRequest for MCP servers that cannot be told apart or
+    have a header that they must not have."""
+    _check_mcp_tools(tools or [])
     for tool in tools or []:
         if isinstance(tool, FunctionTool):
             if tool.function.parameters is None:
@@ -230,6 +281,32 @@ def echoed_tools(tools: list[Tool] | None) -> list[Tool]:
                 options.ranking_options = RankingOptions(score_threshold=0.0, ranker="default_2024_08_21")
             tool.file_search = options
     return tools or []
+
+
+def _has_port(url: str) -> bool:
+    """Whether the host and port of a URL can be those of a server, as far as that is a matter of writing."""
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:
+        return False
+
+
+def _check_mcp_tools(tools: list[Tool]) -> None:
+    labels: set[str] = set()
+    for place, tool in enumerate(tools):
+        if not isinstance(tool, McpTool):
+            continue
+        if tool.server_label in labels:
+            reason = f"Invalid 'server_label': two MCP servers have the label '{tool.server_label}'."
+            raise InvalidRequest(reason, param=f"tools[{place}].server_label", code="invalid_value")
+        labels.add(tool.server_label)
+        if not _has_port(tool.server_url):
+            reason = "Invalid 'server_url': no server has this host and port."
+            raise InvalidRequest(reason, param=f"tools[{place}].server_url", code="invalid_value")
+        for name in tool.headers or {}:
+            if name.lower() in _CONNECTION_HEADERS:
+                reason = f"Invalid 'headers': '{name}' is set by this server itself."
+                raise InvalidRequest(reason, param=f"tools[{place}].headers", code="invalid_value")
 
 
 def echoed_resources(resources: ToolResources | None, tools: list[Tool]) -> ToolResources:

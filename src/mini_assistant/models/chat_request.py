@@ -20,7 +20,8 @@ from mini_assistant.models.base import (
 def encode_chat_request(request: ChatRequest, capabilities: Capabilities) -> bytes:
     """The body as JSON. What the model cannot do is left out, except for images.
 
-    Raises ModelError (`invalid_prompt`) when there is an image and the model takes none: it would be answered unseen.
+    Raises ModelError (`invalid_prompt`) when there is an image and the model takes none: it would be answered unseen. Also when a schema
+    is nested too deeply to be written.
     """
     body: dict[str, Any] = {
         "model": request.model,
@@ -38,7 +39,10 @@ def encode_chat_request(request: ChatRequest, capabilities: Capabilities) -> byt
         _put(body, "reasoning_effort", request.reasoning_effort)
     _put(body, "response_format", _response_format_or_none(request.response_format, capabilities))
     _put(body, capabilities.max_tokens_parameter, _completion_tokens_or_none(request, capabilities))
-    return msgspec.json.encode(body)
+    try:
+        return msgspec.json.encode(body)
+    except RecursionError:
+        raise ModelError("The schemas of the tools or of the answer lie too deeply in each other.", code="invalid_prompt") from None
 
 
 def _put(body: dict[str, Any], name: str, value: Any) -> None:

@@ -18,7 +18,7 @@ _REFUSAL_CHARACTERS_MAX = 2_000
 _DEPTH_MAX = 10
 _PROMPT_STATUSES = (400, 413, 422)
 # llama.cpp answers 500 to what it cannot do, and will never do, with a request.
-_UNSUPPORTED = re.compile(r"unsupported param|param requires|not supported|does not support", re.IGNORECASE)
+_UNSUPPORTED = re.compile(r"unsupported param|param requires|not supported|does not support|must be one of|cannot use tools", re.IGNORECASE)
 _RATE_LIMIT_CODES = ("rate_limit_exceeded", "insufficient_quota", "rate_limit_error", "tokens", "requests")
 _PROMPT_CODES = (
     "invalid_request_error",

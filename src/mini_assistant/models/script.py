@@ -1,10 +1,10 @@
 """The language of the scripted endpoint: rules that match a request, and the steps of the answer.
 
-A script is JSON: `{"rules": [RULE, ...]}`. The first rule whose conditions all hold answers; without one the default
-reply does (see `default_steps`). A rule:
+A script is JSON: `{"rules": [RULE, ...], "abilities": {...}}`. The first rule whose conditions all hold answers; without
+one the default reply does (see `default_steps`). What the endpoint takes is described in `scripted_abilities.py`. A rule:
 
     {"model": "m",            only requests for this model
-     "contains": "weather",   only when the last user message contains this text
+     "contains": "weather",   only when the last user message contains this text; results of tools are none
      "after_tool": true,      only when the last message is a tool's result (false: only when it is not)
      "times": 2,              only for the first 2 requests that match otherwise
      "streams": false,        answer one JSON completion even when a stream was asked for
@@ -26,6 +26,9 @@ Steps are told apart by `do` and are played in order:
     {"do": "respond", "status": 429, "headers": {"Retry-After": "1"}, "body": {"error": {"message": "Slow down"}}}
 
 A `finish` is added where no step ends the answer. `respond` must be the only step.
+
+Where the model calls no tools in the way of the API and is told how to write its next step instead, `text` and `tool_calls` are written
+so (`scripted_emulation.py`); a text with `"raw": true` stays as it is.
 """
 
 import re
@@ -33,13 +36,19 @@ from typing import Any, Literal, cast
 
 import msgspec
 
+from mini_assistant.models.scripted_abilities import Abilities
+
+_RESULTS = "# Tool results"
+_RESULT_HEAD = re.compile(r"^[\w.-]+ \([\w.-]+\):(?:\n| |$)", re.MULTILINE)
+
 
 class Text(msgspec.Struct, tag_field="do", tag="text"):
-    """Answer text. delay_seconds: pause before each piece."""
+    """Answer text. delay_seconds: pause before each piece. raw: sent as it is, whatever form the answer should have."""
 
     text: str | list[str]
     repeat: int = 1
     delay_seconds: float = 0.0
+    raw: bool = False
 
 
 class ScriptedCall(msgspec.Struct):
@@ -144,9 +153,10 @@ class Rule(msgspec.Struct, eq=False):
 
 
 class Script(msgspec.Struct, forbid_unknown_fields=True):
-    """Rules in the order in which they are tried."""
+    """Rules in the order in which they are tried, and what the model can do."""
 
     rules: list[Rule] = []
+    abilities: Abilities = Abilities()
 
 
 def words(text: str) -> list[str]:
@@ -161,14 +171,28 @@ def message_text(message: dict[str, Any]) -> str:
 
 
 def last_user_text(request: dict[str, Any]) -> str:
-    """The text of the newest user message; empty when there is none."""
-    users = [message for message in request["messages"] if message.get("role") == "user"]
+    """The text of the newest message that the user wrote; empty when there is none."""
+    users = [message for message in request["messages"] if message.get("role") == "user" and not _holds_results(message)]
     return message_text(users[-1]) if users else ""
 
 
 def is_after_tool(request: dict[str, Any]) -> bool:
-    """Whether the request brings back the result of a tool."""
-    return bool(request["messages"]) and request["messages"][-1].get("role") == "tool"
+    """Whether the request brings back the result of a tool, as such or in the words of a user message."""
+    last: dict[str, Any] = request["messages"][-1] if request["messages"] else {}
+    return last.get("role") == "tool" or _holds_results(last)
+
+
+def _holds_results(message: dict[str, Any]) -> bool:
+    return message.get("role") == "user" and message_text(message).startswith(_RESULTS)
+
+
+def _last_result(message: dict[str, Any]) -> str:
+    """The output of the last call in a message."""
+    text = message_text(message)
+    if message.get("role") == "tool":
+        return text
+    heads = list(_RESULT_HEAD.finditer(text))
+    return text[heads[-1].end() :].rstrip("\n") if heads else text.removeprefix(_RESULTS).strip()
 
 
 def default_steps(request: dict[str, Any]) -> list[Step]:
@@ -178,7 +202,7 @@ def default_steps(request: dict[str, Any]) -> list[Step]:
     `call NAME {json}` (any number of times), or tool_choice demands a call: those calls. Else `You said: <text>`.
     """
     if is_after_tool(request):
-        return [Text(f"The tool returned: {message_text(request['messages'][-1])}")]
+        return [Text(f"The tool returned: {_last_result(request['messages'][-1])}")]
     calls = _default_calls(request)
     return [ToolCalls(calls)] if calls else [Text(f"You said: {last_user_text(request)}")]
 

@@ -6,7 +6,8 @@ ready and ends on SIGTERM. The language of scripts, and the reply without a rule
 
 It keeps to the limits and choices of a request: `max_tokens` and `max_completion_tokens` count pieces,
 `stream: false` answers one JSON completion, and a conversation whose tool calls and results do not match is refused
-with 400, as the hosted API did.
+with 400, as the hosted API did. With the `abilities` of a script it is an endpoint that can do less, and refuses or
+overlooks the rest.
 
 `/v1/embeddings` and `/v1/rerank` are answered too, by the words of the texts: see `scripted_retrieval.py`.
 """
@@ -44,6 +45,7 @@ from mini_assistant.models.script import (
     message_text,
     words,
 )
+from mini_assistant.models.scripted_emulation import told_or_none
 from mini_assistant.models.scripted_retrieval import embedding_answer, rerank_answer
 
 _REQUEST_BYTES_MAX = 64 * 1024 * 1024
@@ -225,10 +227,16 @@ class ScriptedEndpoint:
         if problem is not None:
             error = {"message": problem, "type": "invalid_request_error", "param": "messages", "code": None}
             return web.json_response({"error": error}, status=400)
+        refused = self.script.abilities.refusal_or_none(request)
+        if refused is not None:
+            return web.json_response(refused.body, status=refused.status)
+        request = self.script.abilities.heeded(request)
+        told = told_or_none(request)
         rule = self._rule_for(request)
-        steps = default_steps(request) if rule is None else rule.steps
+        steps = default_steps(request if told is None else {**request, **told.fields}) if rule is None else rule.steps
         if steps and isinstance(steps[0], Respond):
             return _whole_response(steps[0])
+        steps = steps if told is None else told.written(steps)
         playback = Playback(request, steps)
         if not request.get("stream") or (rule is not None and not rule.streams):
             return web.Response(body=playback.completion(), content_type="application/json")

@@ -1,13 +1,12 @@
 """What clients ask of runs: create, cancel, submit tool outputs, change. Each is one list of statements, guarded by the rows."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
 from msgspec import UNSET
 
 from mini_assistant.assistants import store as assistant_store
-from mini_assistant.assistants.schema import Assistant, FileSearchTool, FunctionTool, ToolResources, echoed_tools
+from mini_assistant.assistants.schema import Assistant, FileSearchTool, FunctionTool, McpTool, Tool, ToolResources, echoed_tools
 from mini_assistant.db.base import Bound, GuardFailed, UniqueViolation
 from mini_assistant.errors import InvalidRequest, NotFound, RunStateConflict, TooLarge
 from mini_assistant.http.routing import Request, check_id
@@ -15,18 +14,15 @@ from mini_assistant.ids import new_id
 from mini_assistant.models.checks import check_model
 from mini_assistant.runs import changes as change
 from mini_assistant.runs import store
+from mini_assistant.runs.approvals import approved_calls, with_outputs
 from mini_assistant.runs.schema import (
     CreateRun,
     CreateThreadAndRun,
-    FunctionCall,
     FunctionChoice,
-    FunctionToolCall,
     ModifyRun,
     Run,
     RunParameters,
     SubmitToolOutputs,
-    ToolCallsDetails,
-    ToolOutput,
     TruncationStrategy,
 )
 from mini_assistant.runs.store import Changes, RunLost, RunRecord, StepRecord
@@ -141,7 +137,7 @@ async def _start(request: Request[object, object], run: Run, before: list[Bound]
 def _new_run(services: Services, thread_id: str, assistant: Assistant, body: RunParameters) -> Run:
     """The run as a snapshot: what the request gives wins over what the assistant has (behaviour §3.9)."""
     tools = assistant.tools if body.tools is None else echoed_tools(body.tools)
-    _check_tool_choice(body, [tool.function.name for tool in tools if isinstance(tool, FunctionTool)])
+    _check_tool_choice(body, tools)
     texts = [assistant.instructions if body.instructions is None else body.instructions, body.additional_instructions]
     now = services.now()
     return Run(
@@ -168,9 +164,14 @@ def _new_run(services: Services, thread_id: str, assistant: Assistant, body: Run
     )
 
 
-def _check_tool_choice(body: RunParameters, functions: list[str]) -> None:
+def _check_tool_choice(body: RunParameters, tools: list[Tool]) -> None:
     choice = body.tool_choice
-    if isinstance(choice, FunctionChoice) and choice.function.name not in functions:
+    if not isinstance(choice, FunctionChoice):
+        return
+    functions = [tool.function.name for tool in tools if isinstance(tool, FunctionTool)]
+    # What an MCP server has to offer is known when the run has begun; what it does not offer then is not demanded.
+    labels = tuple(f"{tool.server_label}__" for tool in tools if isinstance(tool, McpTool))
+    if choice.function.name not in functions and not choice.function.name.startswith(labels):
         raise InvalidRequest(
             f"Invalid value: '{choice.function.name}'. The function that 'tool_choice' names is not among the tools of the run.",
             param="tool_choice",
@@ -214,7 +215,7 @@ async def cancel_run(request: Request[object, object]) -> str:
 
 
 async def submit_tool_outputs(request: Request[SubmitToolOutputs, object]) -> StartedRun:
-    """Give the outputs that a run waits for; the step is completed and the run goes back to `queued`.
+    """Give the outputs that a run waits for; the step is completed, unless calls of it were approved, and the run goes back to `queued`.
 
     Raises RunStateConflict in any status but `requires_action`, InvalidRequest unless there is one output for each pending call, and
     TooLarge for an output above `tool_output_bytes_max`. Nothing is written then.
@@ -235,7 +236,11 @@ async def submit_tool_outputs(request: Request[SubmitToolOutputs, object]) -> St
         if step is None:
             continue  # somebody else was faster, and the step has ended since the run was read
         changes = Changes()
-        change.end_step(changes, _with_outputs(step, request.body.tool_outputs), "completed", services.now(), usage=step.usage)
+        answered = with_outputs(step, {output.tool_call_id: output.output or "" for output in request.body.tool_outputs})
+        if approved_calls(answered):
+            change.keep_step(changes, answered)  # its worker makes these calls, and ends it
+        else:
+            change.end_step(changes, answered, "completed", services.now(), usage=step.usage)
         body = store.json_in_status(services, record, "queued")
         kept = request.remember(body, run_id=record.run.id, after_seq=record.version)
         try:
@@ -249,20 +254,6 @@ async def submit_tool_outputs(request: Request[SubmitToolOutputs, object]) -> St
 async def _open_step_or_none(services: Services, record: RunRecord) -> StepRecord | None:
     steps = await store.get_steps(services, record.run.id)
     return next((known for known in steps if known.step.status == "in_progress" and known.step.type == "tool_calls"), None)
-
-
-def _with_outputs(record: StepRecord, outputs: Sequence[ToolOutput]) -> StepRecord:
-    given = {output.tool_call_id: output.output or "" for output in outputs}
-    details = record.step.step_details
-    assert isinstance(details, ToolCallsDetails)
-    calls = [
-        FunctionToolCall(call.id, FunctionCall(call.function.name, call.function.arguments, given[call.id]))
-        if isinstance(call, FunctionToolCall) and call.id in given
-        else call
-        for call in details.tool_calls
-    ]
-    step = msgspec.structs.replace(record.step, step_details=ToolCallsDetails(calls))
-    return StepRecord(step=step, turn=record.turn, usage=record.usage, outputs=record.outputs)
 
 
 async def modify_run(request: Request[ModifyRun, object]) -> str:

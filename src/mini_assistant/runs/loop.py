@@ -14,7 +14,9 @@ from mini_assistant.errors import ModelError, ToolFailure
 from mini_assistant.models.base import Capabilities, ChatMessage, ChatRequest, Finished, NamedTool, TokenUsage, ToolDefinition
 from mini_assistant.runs import changes as change
 from mini_assistant.runs import prompt
+from mini_assistant.runs.approvals import AWAITED, approved_calls, with_made_calls
 from mini_assistant.runs.citations import known_sources, next_number
+from mini_assistant.runs.images import PromptImages
 from mini_assistant.runs.made import Made, known_made
 from mini_assistant.runs.schema import (
     CompletionTokensDetails,
@@ -28,12 +30,20 @@ from mini_assistant.runs.schema import (
     Usage,
 )
 from mini_assistant.runs.store import Changes, RunRecord, StepRecord, get_steps, save_changes, transition_run
-from mini_assistant.runs.tool_calls import FinishedCall, pending_calls, run_tool_calls, tool_types
+from mini_assistant.runs.tool_calls import (
+    FinishedCall,
+    functions_told_wrong,
+    make_approved_calls,
+    pending_calls,
+    run_tool_calls,
+    tool_types,
+)
 from mini_assistant.runs.turn import OpenToolStep, Turn
 from mini_assistant.services import Services
 from mini_assistant.threads.schema import Content, IncompleteReason, Message
 from mini_assistant.threads.store import get_history
 from mini_assistant.tools.base import ToolUse
+from mini_assistant.tools.mcp import McpServers
 
 # Counting tokens of a prompt longer than this would hold up other runs; it is done in a thread.
 _COUNT_IN_THREAD_CHARACTERS = 20_000
@@ -71,6 +81,8 @@ class RunExecution:
         self._turn: Turn | None = None
         self._messages = past.messages
         self._steps = past.steps
+        self._images = PromptImages(services, record.project_id)
+        self._servers = McpServers(services.settings, record.run)
         # The server's own tools as the model is offered them.
         self._hosted: list[ToolDefinition] = []
         # The place of the next tool's output in the context.
@@ -87,13 +99,17 @@ class RunExecution:
         return {message.message.id: message.content} if message else {}
 
     async def execute(self) -> None:
-        """Go on until the run completes, is incomplete, or waits for the client.
+        """Go on until the run completes, is incomplete, or waits for the client. Connections that it has made end with it.
 
         Raises ModelError when the run has failed (nothing is written of that), and RunLost when it is not this worker's any more.
         """
-        await self._prepare_tools()
-        while not await self._take_turn():
-            pass
+        try:
+            await self._prepare_tools()
+            await self._make_approved_calls()
+            while not await self._take_turn():
+                pass
+        finally:
+            await self._servers.close()
 
     async def _prepare_tools(self) -> None:
         run = self._record.run
@@ -101,9 +117,21 @@ class RunExecution:
         tools = [self._services.tools[name] for name in tool_types(run) if name in self._services.tools]
         try:
             offered = [await tool.prepare(use, is_first_turn=not self._steps) for tool in tools]
+            await self._servers.prepare(self._services.tools)
         except ToolFailure as failure:
             raise ModelError(failure.message) from failure
         self._hosted = [definition for definition in offered if definition is not None]
+
+    async def _make_approved_calls(self) -> None:
+        """Make the calls of the open step that the client has approved; with their outputs it has come to its end."""
+        waiting = next((record for record in self._left_open if approved_calls(record)), None)
+        if waiting is None:
+            return
+        made = with_made_calls(waiting, await make_approved_calls(self._services, self._servers, approved_calls(waiting)))
+        changes = Changes()
+        ended = change.end_step(changes, made, "completed", self._services.now(), usage=waiting.usage)
+        self._record = await save_changes(self._services, self._record, changes)
+        self._steps = [ended if record.step.id == ended.step.id else record for record in self._steps]
 
     async def _take_turn(self) -> bool:
         """One turn of the model; whether the run has stopped with it."""
@@ -181,6 +209,7 @@ class RunExecution:
         messages, counted = await _fitted(parts, tools, min(limits) if limits else None)
         if budget.prompt_tokens is not None and counted is not None and counted > budget.prompt_tokens:
             return None
+        messages = await self._images.put_in(messages, run.model, takes_images=capabilities.images)
         return ChatRequest(
             model=run.model,
             messages=messages,
@@ -192,19 +221,17 @@ class RunExecution:
             response_format=prompt.response_format(run),
             reasoning_effort=run.reasoning_effort,
             completion_tokens_max=budget.completion_tokens,
+            owner=self._record.project_id,
         )
 
     def _offered_tools(self, turn: int, capabilities: Capabilities) -> tuple[list[ToolDefinition], prompt.Choice]:
-        """The tools of a turn, as far as the model can call them, and the choice among them."""
+        """The tools of a turn, and the choice among them. A model that calls by rules gets the client's functions when it must."""
         run, taken = self._record.run, {tool.name for tool in self._hosted}
-        tools = [*self._hosted, *(function for function in prompt.function_definitions(run) if function.name not in taken)]
+        functions = [function for function in prompt.function_definitions(run) if function.name not in taken]
+        tools = [*self._hosted, *self._servers.definitions, *functions]
         choice = prompt.tool_choice(run, tools, turn)
-        if capabilities.tools == "hosted":
+        if capabilities.tools == "hosted" and not isinstance(choice, NamedTool) and (choice != "required" or self._hosted):
             tools = self._hosted
-        callable_names = {tool.name for tool in tools} if capabilities.tools else set[str]()
-        is_met = choice.name in callable_names if isinstance(choice, NamedTool) else bool(callable_names) or choice != "required"
-        if not is_met:
-            raise ModelError(f"The model '{run.model}' cannot call tools, and this run demands it.", code="invalid_prompt")
         return tools, choice if tools else "none"
 
     async def _end_message_turn(self, turn: Turn, finished: Finished) -> bool:
@@ -237,7 +264,10 @@ class RunExecution:
         if finished.reason == "length":
             return await self._stop_inside_call(turn, _with_calls(tools.step, [], usage))
         turn.end_calls(tools)
-        calls = await run_tool_calls(self._services, turn.record, tools.calls, self._next_number, turn.tell_output)
+        told_wrong = functions_told_wrong(self._finished_steps)
+        calls = await run_tool_calls(
+            self._services, turn.record, tools.calls, self._servers, self._next_number, turn.tell_output, told_wrong=told_wrong
+        )
         self._messages += turn.written
         return await self._stop_or_go_on(turn, _with_calls(tools.step, calls, usage), calls)
 
@@ -282,6 +312,7 @@ def _with_calls(record: StepRecord, calls: list[FinishedCall], usage: Usage) -> 
         for finished in calls
         if finished.output is not None and not isinstance(finished.call, FunctionToolCall)
     }
+    outputs |= {finished.call.id: AWAITED for finished in calls if finished.awaits_approval}
     return StepRecord(step=step, turn=record.turn, usage=usage, outputs=outputs)
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from mini_assistant.assistants.schema import FunctionTool, JsonObjectFormat, JsonSchemaFormat
-from mini_assistant.models.base import ChatMessage, ImagePart, NamedTool, RequestedToolCall, TextPart, ToolDefinition
+from mini_assistant.models.base import ChatMessage, ImagePart, NamedTool, RequestedToolCall, StoredImagePart, TextPart, ToolDefinition
 from mini_assistant.models.tokens import count_prompt_tokens
 from mini_assistant.runs.citations import search_head_or_none, source_passages
 from mini_assistant.runs.schema import (
@@ -23,7 +23,7 @@ from mini_assistant.runs.schema import (
     ToolCall,
 )
 from mini_assistant.runs.store import StepRecord
-from mini_assistant.threads.schema import ImageUrlContent, Message, RefusalContent, TextContent
+from mini_assistant.threads.schema import ImageFileContent, ImageUrlContent, Message, RefusalContent, TextContent
 
 Choice = Literal["none", "auto", "required"] | NamedTool
 """Which tool the model may or must call in a turn."""
@@ -63,8 +63,11 @@ def conversation(run: Run, messages: Sequence[Message], steps: Sequence[StepReco
 
 
 def chat_message(message: Message) -> ChatMessage:
-    """A message of a thread as the model reads it; images of assistants are left out, because providers refuse them."""
-    parts: list[TextPart | ImagePart] = []
+    """A message of a thread as the model reads it.
+
+    Providers refuse images of assistants: the model is told of their figures by a line of text, and not of images by address.
+    """
+    parts: list[TextPart | ImagePart | StoredImagePart] = []
     for part in message.content:
         if isinstance(part, TextContent):
             parts.append(TextPart(part.text.value))
@@ -72,12 +75,15 @@ def chat_message(message: Message) -> ChatMessage:
             parts.append(TextPart(part.refusal))
         elif isinstance(part, ImageUrlContent) and message.role == "user":
             parts.append(ImagePart(part.image_url.url, part.image_url.detail))
+        elif isinstance(part, ImageFileContent):
+            file_id, detail = part.image_file.file_id, part.image_file.detail
+            parts.append(StoredImagePart(file_id, detail) if message.role == "user" else TextPart(f"[figure: {file_id}]"))
     if len(parts) == 1 and isinstance(parts[0], TextPart):
         return ChatMessage(message.role, parts[0].text)
     return ChatMessage(message.role, tuple(parts) if message.role == "user" else "\n\n".join(_texts(parts)))
 
 
-def _texts(parts: Sequence[TextPart | ImagePart]) -> list[str]:
+def _texts(parts: Sequence[TextPart | ImagePart | StoredImagePart]) -> list[str]:
     return [part.text for part in parts if isinstance(part, TextPart)]
 
 

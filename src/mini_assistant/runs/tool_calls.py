@@ -8,7 +8,7 @@ ToolFailure is translated.
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,13 +26,17 @@ from mini_assistant.runs.schema import (
     RequiredToolCall,
     Run,
     ToolCall,
+    ToolCallsDetails,
 )
-from mini_assistant.runs.store import RunRecord
+from mini_assistant.runs.store import RunRecord, StepRecord
 from mini_assistant.services import Services
 from mini_assistant.tools import function
 from mini_assistant.tools.base import HostedTool, ToldOutputs, ToolUse
+from mini_assistant.tools.mcp import McpServers
 
 log = logging.getLogger("mini_assistant.runs")
+
+_TOLD_WRONG = "Error (bad_arguments)"
 
 
 @dataclass(slots=True)
@@ -54,10 +58,14 @@ class RequestedCall:
 
 @dataclass(slots=True)
 class FinishedCall:
-    """A call after it was run. output: what the model reads; None while the client has to give it."""
+    """A call after it was run. output: what the model reads; None while the client has to give it.
+
+    awaits_approval: the client has to approve the call, and this server then makes it.
+    """
 
     call: ToolCall
     output: str | None
+    awaits_approval: bool = False
 
 
 def hosted_tool_or_none(services: Services, run: Run, name: str) -> HostedTool | None:
@@ -82,26 +90,52 @@ CallOutputTeller = Callable[[int, int, CodeOutput], None]
 
 
 async def run_tool_calls(
-    services: Services, record: RunRecord, requested: Sequence[RequestedCall], first_number: int, tell: CallOutputTeller
+    services: Services,
+    record: RunRecord,
+    requested: Sequence[RequestedCall],
+    servers: McpServers,
+    first_number: int,
+    tell: CallOutputTeller,
+    *,
+    told_wrong: Collection[str],
 ) -> list[FinishedCall]:
-    """Run the calls of one turn and give back all of them in their order; those of functions without an output.
+    """Run the calls of one turn and give back all of them in their order; those that wait for the client without an output.
 
     first_number: the place of the first call's output in the context of the run. tell: told what code puts out while it runs.
+    told_wrong: see `functions_told_wrong`. Raises ModelError, before anything runs, when a call of a `strict` function is wrong again.
     """
-    calls = (
-        _run_call(services, record, call, first_number + place, ToldOutputs(functools.partial(tell, place)))
-        for place, call in enumerate(requested)
-    )
-    return list(await asyncio.gather(*calls))
+
+    def is_hosted(call: RequestedCall) -> bool:
+        return servers.offers(call.name) or hosted_tool_or_none(services, record.run, call.name) is not None
+
+    functions = {place: _function_call(record, call, told_wrong) for place, call in enumerate(requested) if not is_hosted(call)}
+    slots = asyncio.Semaphore(services.settings.tool_calls_parallel_max)
+
+    async def finished(place: int, call: RequestedCall) -> FinishedCall:
+        if place in functions:
+            return functions[place]
+        async with slots:
+            if servers.offers(call.name):
+                return await _run_mcp_call(servers, call)
+            return await _run_call(services, record, call, first_number + place, ToldOutputs(functools.partial(tell, place)))
+
+    return list(await asyncio.gather(*(finished(place, call) for place, call in enumerate(requested))))
+
+
+def functions_told_wrong(steps: Sequence[StepRecord]) -> set[str]:
+    """The functions of which a run's finished steps have told the model that its arguments were wrong."""
+    details = [record.step.step_details for record in steps]
+    calls = [call for detail in details if isinstance(detail, ToolCallsDetails) for call in detail.tool_calls]
+    called = [call.function for call in calls if isinstance(call, FunctionToolCall)]
+    return {function_call.name for function_call in called if (function_call.output or "").startswith(_TOLD_WRONG)}
 
 
 async def _run_call(services: Services, record: RunRecord, requested: RequestedCall, number: int, told: ToldOutputs) -> FinishedCall:
     tool = hosted_tool_or_none(services, record.run, requested.name)
-    if tool is None:
-        return _function_call(record, requested)
+    assert tool is not None
     started = tool.started_call(requested.id, record.run, {})
     try:
-        arguments = _parsed(requested)
+        arguments = {"code": requested.code.code} if requested.code is not None else _parsed(requested.arguments)
         started = tool.started_call(requested.id, record.run, arguments)
         use = ToolUse(services, record.project_id, record.run)
         async with asyncio.timeout(services.settings.tool_timeout_seconds):
@@ -112,6 +146,12 @@ async def _run_call(services: Services, record: RunRecord, requested: RequestedC
     except TimeoutError:
         limit_seconds = services.settings.tool_timeout_seconds
         failure = ToolFailure("timeout", f"The tool took longer than {limit_seconds:g} seconds.")
+        return FinishedCall(_as_told(started, told), _failure_text(failure))
+    except asyncio.CancelledError:
+        if (task := asyncio.current_task()) is None or task.cancelling():
+            raise
+        # Not this call is cancelled, but something that it has waited for.
+        failure = ToolFailure("cancelled", "The tool was interrupted.")
         return FinishedCall(_as_told(started, told), _failure_text(failure))
     except Exception:
         log.exception("run %s: the tool %s broke", record.run.id, requested.name)
@@ -126,20 +166,50 @@ def _as_told(call: ToolCall, told: ToldOutputs) -> ToolCall:
     return CodeInterpreterToolCall(call.id, CodeCall(call.code_interpreter.input, told.outputs))
 
 
-def _function_call(record: RunRecord, requested: RequestedCall) -> FinishedCall:
+async def _run_mcp_call(servers: McpServers, requested: RequestedCall) -> FinishedCall:
     try:
-        function.check_call(record.run, requested.name, requested.arguments)
+        _parsed(requested.arguments)
+    except ToolFailure as failure:
+        output = _failure_text(failure)
+    else:
+        if servers.needs_approval(requested.name):
+            return FinishedCall(function.shown_call(requested.id, requested.name, requested.arguments, None), None, awaits_approval=True)
+        output = await _mcp_output(servers, requested.name, requested.arguments)
+    return FinishedCall(function.shown_call(requested.id, requested.name, requested.arguments, output), output)
+
+
+async def make_approved_calls(services: Services, servers: McpServers, calls: Sequence[FunctionToolCall]) -> dict[str, str]:
+    """Make the calls of MCP tools that the client has approved; their outputs by the ids of the calls."""
+    slots = asyncio.Semaphore(services.settings.tool_calls_parallel_max)
+
+    async def output(call: FunctionToolCall) -> str:
+        async with slots:
+            return await _mcp_output(servers, call.function.name, call.function.arguments)
+
+    outputs = await asyncio.gather(*map(output, calls))
+    return {call.id: text for call, text in zip(calls, outputs, strict=True)}
+
+
+async def _mcp_output(servers: McpServers, name: str, arguments: str) -> str:
+    """Call a tool of an MCP server; what the model reads of it, also when it fails."""
+    try:
+        return await servers.call(name, _parsed(arguments))
+    except ToolFailure as failure:
+        return _failure_text(failure)
+
+
+def _function_call(record: RunRecord, requested: RequestedCall, told_wrong: Collection[str]) -> FinishedCall:
+    try:
+        function.check_call(record.run, requested.name, requested.arguments, is_told_before=requested.name in told_wrong)
     except ToolFailure as failure:
         text = _failure_text(failure)
         return FinishedCall(function.shown_call(requested.id, requested.name, requested.arguments, text), text)
     return FinishedCall(function.shown_call(requested.id, requested.name, requested.arguments, None), None)
 
 
-def _parsed(requested: RequestedCall) -> dict[str, Any]:
-    if requested.code is not None:
-        return {"code": requested.code.code}
+def _parsed(arguments: str) -> dict[str, Any]:
     try:
-        return msgspec.json.decode(requested.arguments or "{}", type=dict[str, Any])
+        return msgspec.json.decode(arguments or "{}", type=dict[str, Any])
     except (msgspec.MsgspecError, RecursionError) as exc:
         raise ToolFailure("bad_arguments", "The arguments are not a JSON object.") from exc
 

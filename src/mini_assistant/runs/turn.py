@@ -147,6 +147,7 @@ class Turn:
                     await self._take_text(delta)
             elif isinstance(delta, ToolCallDelta):
                 self._spend(delta.arguments)
+                self._spend(delta.name or "")
                 await self._take_call(delta)
             else:
                 return delta
@@ -209,6 +210,8 @@ class Turn:
         if place is None:
             if tools.calls and not self.record.run.parallel_tool_calls:
                 return  # the run allows one call a turn, whatever the model sends
+            if len(tools.calls) >= self._services.settings.tool_calls_per_turn_max:
+                raise ModelError(f"The model wanted more than {self._services.settings.tool_calls_per_turn_max} tool calls in one turn.")
             place = tools.place_of[delta.index] = len(tools.calls)
             call = new_requested_call(self._services, self.record.run, delta.name or "")
             tools.calls.append(call)
@@ -222,10 +225,14 @@ class Turn:
                 self.tell(STEP_DELTA, tools.deltas.arguments(place, delta.arguments))
 
     def end_calls(self, tools: OpenToolStep) -> None:
-        """The calls are whole: tell what is left of their code."""
+        """The calls are whole: tell what is left of their code. Many models write nothing where a function takes no arguments."""
         for place, call in enumerate(tools.calls):
             if call.code is not None:
                 self._tell_code(tools, place, call.code.end())
+            elif not call.arguments.strip():
+                call.pieces.append("{}")
+                if hosted_tool_or_none(self._services, self.record.run, call.name) is None:
+                    self.tell(STEP_DELTA, tools.deltas.arguments(place, "{}"))
 
     def tell_output(self, call: int, place: int, output: CodeOutput) -> None:
         """Tell what code puts out. call, place: of the call in its step, and of the output in the call."""

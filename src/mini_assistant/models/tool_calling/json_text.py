@@ -9,6 +9,9 @@ import msgspec
 DEPTH_MAX = 100
 """How deeply objects and lists may lie in each other."""
 
+VALUES_MAX = 100
+"""How many values are looked at in a text."""
+
 _OUTSIDE_STRINGS = re.compile(r'[^"{}\[\]]*')
 _INSIDE_STRING = re.compile(r'[^"\\]*')
 _BEGIN = re.compile(r"[{\[]")
@@ -62,8 +65,11 @@ class JsonScan:
 
 def json_values(text: str) -> Iterator[str]:
     """The objects and lists in a text, in its order, as JSON that can be read. Those within others are not looked for."""
-    begin = _BEGIN.search(text)
-    while begin is not None:
+    end = 0
+    for _ in range(VALUES_MAX):
+        begin = _BEGIN.search(text, end)
+        if begin is None:
+            return
         scan = JsonScan()
         end = scan.feed(text, begin.start())
         if end is None:
@@ -71,7 +77,6 @@ def json_values(text: str) -> Iterator[str]:
         value = None if scan.has_failed else valid_json_or_none(text[begin.start() : end])
         if value is not None:
             yield value
-        begin = _BEGIN.search(text, end)
 
 
 def valid_json_or_none(text: str) -> str | None:

@@ -14,7 +14,8 @@ from mini_assistant.models.tool_calling.json_text import JsonScan, fields_or_non
 from mini_assistant.models.tool_calling.offer import Offer, UnreadableAnswer, WrittenCall
 from mini_assistant.models.tool_calling.written_step import calls_of
 
-_WORDS = re.compile(r"[^<\[`{\n]+")
+# What no form of an opening begins with, so that it need not be looked at character by character.
+_WORDS = re.compile(r"""(?:[^<\[`{\n]++|<(?![tf|]|\Z)|\[(?![T{\s]|\Z)|\{(?!["\s]|\Z))++""")
 _FENCE = re.compile(r"`{3,}")
 _NAMED = re.compile(r'"name"\s{0,32}:\s{0,32}"([^"\\]{1,64})"')
 _NAMED_WITHIN_CHARACTERS = 4000

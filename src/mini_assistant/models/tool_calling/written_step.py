@@ -5,6 +5,8 @@ import msgspec
 from mini_assistant.models.tool_calling.json_text import fields_or_none, items_or_none, string_or_none, valid_json_or_none
 from mini_assistant.models.tool_calling.offer import Offer, WrittenCall
 
+_NAME_KEYS = {"name", "type", "id"}
+
 
 class WrittenStep(msgspec.Struct, frozen=True):
     """A next step. reply: None when there is none; a reply that is no string is its JSON text. calls: perhaps none."""
@@ -66,10 +68,11 @@ def _list_of_calls(texts: list[str], offer: Offer, *, is_marked: bool) -> list[W
 
 
 def _call_or_none(fields: dict[str, str], offer: Offer, *, is_marked: bool) -> WrittenCall | None:
-    """is_marked: it stands where only calls stand. Any other object with a name is a call only when it has arguments, or names a tool."""
+    """is_marked: it stands where only calls stand. Elsewhere, without arguments, only what is nothing but a tool's name is a call."""
     fields = fields_or_none(fields.get("function", "")) or fields
     name = string_or_none(fields.get("name", ""))
     arguments = fields.get("arguments", fields.get("parameters"))
-    if name is None or (arguments is None and not is_marked and not offer.has(name)):
+    is_bare_name = name is not None and offer.has(name) and fields.keys() <= _NAME_KEYS
+    if name is None or (arguments is None and not is_marked and not is_bare_name):
         return None
     return WrittenCall(name, "{}" if arguments is None else arguments_or_none(arguments))
