@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 
+import msgspec
 import uvicorn
 
 from mini_assistant.assistants import routes as assistant_routes
@@ -18,7 +19,7 @@ from mini_assistant.events.local import LocalEventBus
 from mini_assistant.files import routes as file_routes
 from mini_assistant.files.blobs.disk import DiskBlobStore
 from mini_assistant.files.uploads import routes as upload_routes
-from mini_assistant.http import health
+from mini_assistant.http import health, model_list
 from mini_assistant.http.api import Api
 from mini_assistant.http.connection import HttpConnection
 from mini_assistant.http.openapi import openapi_route
@@ -29,11 +30,14 @@ from mini_assistant.models.embeddings.base import Embedder
 from mini_assistant.models.embeddings.fastembed import FastembedEmbedder
 from mini_assistant.models.embeddings.openai_compatible import EmbeddingsEndpoint
 from mini_assistant.models.embeddings.wordllama import WordllamaEmbedder
+from mini_assistant.models.endpoint_session import EndpointSession, public_address
 from mini_assistant.models.openai_compatible import OpenAICompatible
+from mini_assistant.models.probe import known_report, probe
+from mini_assistant.models.probe_report import ProbeReport, provider_toml
 from mini_assistant.models.provider_limits import ProviderLimits, limits_of
 from mini_assistant.models.rerank.base import Reranker
 from mini_assistant.models.rerank.endpoint import RerankEndpoint
-from mini_assistant.models.routing import BUILTIN, OPENAI, RoutedModels, provider_names
+from mini_assistant.models.routing import BUILTIN, OPENAI, RoutedModels, find_route, provider_names
 from mini_assistant.queue.local import LocalTaskQueue
 from mini_assistant.runs import routes as run_routes
 from mini_assistant.runs.leases import free_all_leases
@@ -49,7 +53,7 @@ from mini_assistant.sandboxes.unsafe import UnsafeSandbox
 from mini_assistant.sandboxes.wasm import WasmSandbox
 from mini_assistant.sandboxes.wasm_prepare import prepare_wasm
 from mini_assistant.services import Services
-from mini_assistant.settings import Settings
+from mini_assistant.settings import ModelSettings, ProviderSettings, Settings
 from mini_assistant.threads import routes as thread_routes
 from mini_assistant.tools.code_interpreter import CodeInterpreter
 from mini_assistant.tools.file_search import FileSearch
@@ -77,6 +81,7 @@ def all_routes() -> list[Route]:
         *file_routes.ROUTES,
         *upload_routes.ROUTES,
         *vector_store_routes.ROUTES,
+        *model_list.ROUTES,
         *health.ROUTES,
     ]
     return [*routes, openapi_route(routes)]
@@ -104,7 +109,7 @@ def _endpoint(settings: Settings, name: str) -> OpenAICompatible:
         return OpenAICompatible(name, settings.openai_base_url, api_key=settings.openai_api_key, limits=limits_of(settings, name))
     provider = settings.providers[name]
     key = settings.provider_keys.get(name, "")
-    return OpenAICompatible(name, provider.base_url, api_key=key, limits=limits_of(settings, name))
+    return OpenAICompatible(name, provider.base_url, api_key=key, limits=limits_of(settings, name), proxy=provider.proxy)
 
 
 def build_embedder(settings: Settings) -> Embedder:
@@ -331,7 +336,7 @@ def model_line(settings: Settings) -> str:
             "For a real model set OPENAI_BASE_URL and OPENAI_API_KEY, or write a config file (docs/settings.md)."
         )
     if not settings.providers:
-        return f"Every model name is answered by {settings.openai_base_url}."
+        return f"Every model name is answered by {public_address(settings.openai_base_url)}."
     return f"Models are answered by: {', '.join(provider_names(settings))}."
 
 
@@ -374,6 +379,38 @@ async def _outcome(check: Awaitable[str]) -> str | BackendError:
         return await check
     except BackendError as exc:
         return exc
+
+
+async def probe_model(settings: Settings, name: str, tell: Callable[[str], None]) -> ProbeReport:
+    """Ask the endpoint behind a model's name what it really does. tell: told of the progress, a line at a time.
+
+    Raises ModelError when no provider serves the name, or the endpoint does not answer at all.
+    """
+    route = find_route(settings, name)
+    if route.provider == BUILTIN:
+        return known_report(name, BUILTIN, builtin_capabilities(settings))
+    is_named = route.provider in settings.providers
+    provider = settings.providers[route.provider] if is_named else ProviderSettings(base_url=settings.openai_base_url)
+    key = settings.provider_keys.get(route.provider, "") if is_named else settings.openai_api_key
+    limits = limits_of(settings, route.provider)
+    session = EndpointSession(
+        route.provider,
+        provider.base_url,
+        api_key=key,
+        connect_timeout_seconds=limits.connect_timeout_seconds,
+        proxy=provider.proxy,
+    )
+    configured = route.capabilities if isinstance(route.capabilities, ModelSettings) else ModelSettings()
+    model = msgspec.structs.replace(configured, provider=route.provider, upstream_name=route.upstream_name)
+    try:
+        report = await probe(session, limits, name, model, tell)
+    finally:
+        await session.close()
+    if is_named:
+        return report
+    is_shortened = any(mark in provider.base_url for mark in "?@#")
+    table = provider_toml(route.provider, report.address, "OPENAI_API_KEY" if key else None, is_shortened=is_shortened)
+    return msgspec.structs.replace(report, toml=f"{table}\n\n{report.toml}")
 
 
 def _stop_signal() -> asyncio.Event:

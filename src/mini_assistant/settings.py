@@ -360,7 +360,7 @@ def _check_references(settings: Settings) -> None:
             raise ConfigError(f"[models.\"{name}\"] names the provider '{model.provider}'; known are: {known}.")
         for fallback in model.fallbacks:
             if fallback not in settings.models:
-                raise ConfigError(f"[models.\"{name}\"] falls back to '{fallback}', which has no [models.\"{fallback}\"] table.")
+                raise ConfigError(f'[models."{name}"] falls back to \'{fallback}\', which has no [models."{fallback}"] table.')
     for name, provider in settings.providers.items():
         if provider.proxy is not None and not provider.proxy.startswith(("http://", "https://")):
             raise ConfigError(f"[providers.{name}] proxy must begin with http:// or https://.")

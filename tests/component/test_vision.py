@@ -208,7 +208,6 @@ async def test_no_images_may_be_shown(sdk: openai.AsyncOpenAI, endpoint: Scripte
     assert seen(endpoint) == ["[image is left out]"]
 
 
-@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 @server_with(image_bytes_max=30 * 1024 * 1024, images_per_prompt_max=3)
 async def test_all_images_together_are_limited(sdk: openai.AsyncOpenAI, endpoint: ScriptedEndpoint) -> None:
     large = png() + bytes(25_000_000)

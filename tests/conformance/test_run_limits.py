@@ -260,7 +260,7 @@ async def test_tool_choice_none_means_no_call(sdk: openai.AsyncOpenAI, endpoint:
 
 async def test_a_demanded_call_is_demanded_once(sdk: openai.AsyncOpenAI, endpoint: ScriptedEndpoint) -> None:
     named: Any = {"type": "function", "function": {"name": "clock"}}
-    for choice, expected in (("required", "weather"), (named, "clock")):
+    for choice, expected, offered in (("required", "weather", ["weather", "clock"]), (named, "clock", ["clock"])):
         endpoint.requests.clear()
         waiting = await finished_run(sdk, "Hello", tools=[WEATHER, CLOCK], tool_choice=choice)
         assert wire(waiting)["tool_choice"] == choice
@@ -268,7 +268,9 @@ async def test_a_demanded_call_is_demanded_once(sdk: openai.AsyncOpenAI, endpoin
         assert [pending.function.name for pending in waiting.required_action.submit_tool_outputs.tool_calls] == [expected]
         assert (await stopped(sdk, await submit(sdk, waiting, "done"))).status == "completed"
         # A demand that stayed would never let the run end.
-        assert [asked.get("tool_choice", "auto") for asked in endpoint.requests] == [choice, "auto"]
+        assert [asked.get("tool_choice", "auto") for asked in endpoint.requests] == ["required", "auto"]
+        # A named tool is demanded by offering no other: every server knows that form.
+        assert [tool["function"]["name"] for tool in endpoint.requests[0]["tools"]] == offered
 
 
 async def test_without_parallel_calls_there_is_one_call_a_turn(sdk: openai.AsyncOpenAI, endpoint: ScriptedEndpoint) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from mini_assistant.models.base import Capabilities, ChatMessage, ChatRequest, Finished, ReasoningDelta, TextDelta, TokenUsage
 from mini_assistant.models.reasoning import answer_without_reasoning
-from mini_assistant.models.tokens import count_tokens
+from mini_assistant.models.tokens import count_prompt_tokens, count_tokens
 
 ASKED = ChatRequest("m", (ChatMessage("user", "Why?"),))
 
@@ -59,4 +59,16 @@ async def test_tags_can_be_words():
     words, _ = await answered([TextDelta("<think>is a tag</think>")], [Finished("stop", TokenUsage(5, 3))], think_tags=False)
     assert words == "<think>is a tag</think>"
     words, _ = await answered([TextDelta("Hm.</think>So.")], [Finished("stop", TokenUsage(5, 3))], think_tags="opened")
+    assert words == "So."
+
+
+async def test_what_nobody_has_counted_is_estimated():
+    _, usage = await answered([ReasoningDelta("Because of that.")], [TextDelta("So.")], [Finished("stop", None)])
+    thoughts = count_tokens("Because of that.")
+    assert usage == TokenUsage(count_prompt_tokens(ASKED.messages), count_tokens("So.") + thoughts, reasoning_tokens=thoughts)
+
+
+async def test_tags_are_words_when_the_provider_takes_reasoning_apart():
+    lists = [[ReasoningDelta("Hm.")], [TextDelta("So.")], [Finished("length", TokenUsage(5, 3))]]
+    words, _ = await answered(*lists, think_tags="opened")
     assert words == "So."

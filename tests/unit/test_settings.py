@@ -232,7 +232,7 @@ def test_providers_models_and_aliases(tmp_path: Path) -> None:
         ("[models.m]\nprovider = 'builtin'\nx = 1", "The table [models] of the config file is wrong: Object contains unknown field `x`"),
         ("[aliases]\na = 'b'", '[aliases] "a" points to \'b\', which has no [models."b"] table.'),
         ("remote_images = 'always'", "'remote_images' must be pass, fetch or refuse, but is 'always'."),
-        ("[models.m]\nprovider = 'builtin'\nfallbacks = ['n']", "[models.\"m\"] falls back to 'n', which has no [models.\"n\"] table."),
+        ("[models.m]\nprovider = 'builtin'\nfallbacks = ['n']", '[models."m"] falls back to \'n\', which has no [models."n"] table.'),
         ("[providers.a]\nbase_url = 'http://x'\nproxy = 'x:1'", "[providers.a] proxy must begin with http:// or https://."),
         ("[aliases]\na = 5", "The table [aliases] of the config file is wrong: Expected `str`"),
     ],

@@ -88,7 +88,8 @@ class Route:
     form: the fields of a multipart body, whose file is the part `file_field`; the function then gets a MultipartForm as its body.
     downloads: whether it answers with bytes.
     streams: whether `"stream": true` in the body, or the route itself, answers with events. public: served without a key.
-    polled: whether SDKs ask again and again until the object has come to an end.
+    polled: whether SDKs ask again and again until the object has come to an end. takes_rest: whether the id is all that is left of the
+    path: names of models have slashes.
     """
 
     method: str
@@ -106,6 +107,7 @@ class Route:
     streams: bool = False
     public: bool = False
     polled: bool = False
+    takes_rest: bool = False
     tag: str = ""
 
 
@@ -125,6 +127,7 @@ class RouteTable:
     def __init__(self, routes: list[Route]) -> None:
         self._without_ids: dict[str, _Path] = {}
         self._with_ids: dict[tuple[object, ...], _Path] = {}
+        self._with_rest: dict[str, _Path] = {}
         for route in routes:
             segments = route.path.split("/")
             names = tuple(segment[1:-1] for segment in segments if segment.startswith("{"))
@@ -134,6 +137,9 @@ class RouteTable:
                 assert len(names) == len(segments[2::2]), f"words and ids do not take turns in {route.path}"
                 known = self._with_ids.setdefault((len(segments), *segments[1::2]), _Path(names, {}))
             known.routes[route.method] = route
+            if route.takes_rest:
+                assert len(segments) == 3, f"{route.path} is not a word and an id"
+                self._with_rest[segments[1]] = known
 
     def find(self, method: str, path: str) -> tuple[Route | None, dict[str, str], bool]:
         """The route, its path parameters, and whether the path is known at all (with another method)."""
@@ -142,6 +148,8 @@ class RouteTable:
             segments = path.split("/")
             ids = segments[2::2]
             known = self._with_ids.get((len(segments), *segments[1::2]))
+            if known is None and len(segments) > 3:
+                known, ids = self._with_rest.get(segments[1]), ["/".join(segments[2:])]
             if known is None or "" in ids:
                 return None, {}, False
         return known.routes.get(method), dict(zip(known.names, ids)), True  # noqa: B905 - there are as many of both

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import io
 from collections.abc import Callable
 
 import aiohttp
 
 from mini_assistant.errors import ModelError
-from mini_assistant.models.base import ChatDelta
+from mini_assistant.models.base import ChatDelta, ReasoningDelta
 from mini_assistant.models.chat_chunks import ChatChunks
 from mini_assistant.models.provider_errors import ProviderErrors
 from mini_assistant.models.provider_limits import ProviderLimits
@@ -30,9 +31,26 @@ class ChatAnswer:
         self._limits = limits
         self._chunks = ChatChunks(errors)
         self._watchdog = _Watchdog(self._end_reading, deadline)
+        self._has_begun = False
 
     async def read(self) -> list[ChatDelta]:
-        """The deltas that the next read brings; none after `Finished`. Raises ModelError."""
+        """The deltas that the next read brings; none after `Finished`. Raises ModelError.
+
+        The first ones come when there is more than reasoning: of a model that broke off while it was thinking, nothing has been seen, so
+        it can be asked once more.
+        """
+        if self._has_begun:
+            return await self._read()
+        thoughts = io.StringIO()
+        while True:
+            deltas = await self._read()
+            if not all(isinstance(delta, ReasoningDelta) for delta in deltas):
+                break
+            thoughts.writelines(delta.text for delta in deltas if isinstance(delta, ReasoningDelta))
+        self._has_begun = True
+        return [ReasoningDelta(text), *deltas] if (text := thoughts.getvalue()) else deltas
+
+    async def _read(self) -> list[ChatDelta]:
         if self._chunks.finished:
             await self._drain()
             return []

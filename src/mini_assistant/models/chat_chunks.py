@@ -3,17 +3,18 @@
 Lenient where servers differ and nothing is lost by it; whatever cannot be understood is a ModelError.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
 from mini_assistant.errors import ModelError
-from mini_assistant.models.base import ChatDelta, Finished, FinishReason, RefusalDelta, TextDelta, TokenUsage
+from mini_assistant.models.base import ChatDelta, Finished, FinishReason, ReasoningDelta, RefusalDelta, TextDelta, TokenUsage
 from mini_assistant.models.provider_errors import ProviderErrors
 from mini_assistant.models.sse_lines import LineTooLong, SseLines
 from mini_assistant.models.tool_call_pieces import ToolCallPieces
 
 _EVENT_BYTES_MAX = 64 * 1024
+_REASONING_CHARACTERS_MAX = 4_000_000
 _FINISH_REASONS: dict[str, FinishReason | Literal["failed"]] = {
     "length": "length",
     "max_tokens": "length",
@@ -40,6 +41,8 @@ class _ToolCall(msgspec.Struct, gc=False):
 class _ContentPart(msgspec.Struct, gc=False):
     type: str = ""
     text: str | None = None
+    thinking: Any = None
+    reasoning: Any = None
 
 
 class _Delta(msgspec.Struct, gc=False):
@@ -62,6 +65,8 @@ class _Chunk(msgspec.Struct, gc=False):
     error: Any = None
     object: str | None = None
     message: Any = None
+    code: Any = None
+    type: Any = None
 
 
 class _CachedTokens(msgspec.Struct):
@@ -101,6 +106,7 @@ class ChatChunks:
         self._reason: str | None = None
         self._usage: Any = None
         self._thought = False
+        self._reasoning_characters_left = _REASONING_CHARACTERS_MAX
 
     @property
     def has_reason(self) -> bool:
@@ -143,7 +149,7 @@ class ChatChunks:
         deltas: list[ChatDelta] = []
         try:
             chunk = _decode_chunk(body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise self._errors.nonsense("an answer that is no chat completion", body) from None
         self._accept(chunk, deltas)
         self._finish(deltas)
@@ -163,7 +169,7 @@ class ChatChunks:
             return
         try:
             chunk = _decode_chunk(content)
-        except msgspec.ValidationError:
+        except (msgspec.ValidationError, RecursionError):
             raise self._errors.nonsense("an event that is no piece of a chat completion", content) from None
         except (msgspec.DecodeError, UnicodeDecodeError):
             self._event = content
@@ -173,7 +179,7 @@ class ChatChunks:
 
     def _accept(self, chunk: _Chunk, deltas: list[ChatDelta]) -> None:
         if chunk.error or chunk.object == "error":
-            raise self._errors.error_frame(chunk.error or {"message": chunk.message})
+            raise self._errors.error_frame(chunk.error or {"message": chunk.message, "code": chunk.code, "type": chunk.type})
         if chunk.usage:
             self._usage = chunk.usage
         if not chunk.choices:
@@ -182,18 +188,35 @@ class ChatChunks:
         delta = choice.delta or choice.message
         if delta is not None:
             content = delta.content
+            # Servers that write both fields write the same into both.
+            if reasoning := delta.reasoning_content or delta.reasoning:
+                self._accept_reasoning(_words_of(reasoning), deltas)
             if isinstance(content, list):
-                content = _text_of(content)
+                content = self._accept_parts(content, deltas)
             if content:
                 deltas.append(TextDelta(content))
-            elif delta.reasoning_content or delta.reasoning:
-                self._thought = True
             if delta.refusal:
                 deltas.append(RefusalDelta(delta.refusal))
             if delta.tool_calls:
                 self._accept_calls(delta.tool_calls, deltas)
         if choice.finish_reason:
             self._reason = choice.finish_reason
+
+    def _accept_parts(self, parts: list[_ContentPart], deltas: list[ChatDelta]) -> str:
+        """Take the reasoning among typed parts; the text of the others. A part that is no text is reasoning, under many names."""
+        for part in parts:
+            if part.type != "text":
+                self._accept_reasoning(_words_of(part.thinking or part.reasoning or part.text), deltas)
+        return "".join(part.text or "" for part in parts if part.type == "text")
+
+    def _accept_reasoning(self, text: str, deltas: list[ChatDelta]) -> None:
+        """Take a piece of reasoning. One without words, such as an encrypted one, is a sign of life all the same."""
+        self._thought = True
+        self._reasoning_characters_left -= len(text)
+        if self._reasoning_characters_left < 0:
+            raise self._errors.nonsense(f"more than {_REASONING_CHARACTERS_MAX} characters of reasoning")
+        if text:
+            deltas.append(ReasoningDelta(text))
 
     def _accept_calls(self, pieces: list[_ToolCall], deltas: list[ChatDelta]) -> None:
         for piece in pieces:
@@ -221,9 +244,11 @@ class ChatChunks:
         deltas.append(Finished(reason, _usage_or_none(self._usage)))
 
 
-def _text_of(parts: list[_ContentPart]) -> str:
-    """The text among typed parts; the others hold reasoning."""
-    return "".join(part.text or "" for part in parts if part.type == "text")
+def _words_of(reasoning: Any) -> str:
+    """The text in the shapes that servers use for reasoning: text, an object with `text`, or a list of those. Empty for any other."""
+    parts = cast("list[Any]", reasoning) if isinstance(reasoning, list) else [reasoning]
+    texts = [cast("dict[str, Any]", part).get("text") if isinstance(part, dict) else part for part in parts]
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def _usage_or_none(sent: Any) -> TokenUsage | None:

@@ -86,9 +86,9 @@ class ProviderErrors:
         what = "stopped sending in the middle of its answer" if has_begun else "did not begin to answer"
         return self._error(f"{what} within {seconds:g} seconds", "", retryable=True)
 
-    def unreachable(self, reason: str, *, retryable: bool = True) -> ModelError:
-        """There is no connection, or it broke before the answer."""
-        return self._error("cannot be reached", self._quoted(reason), retryable=retryable)
+    def unreachable(self, reason: str, *, retryable: bool = True, after: float | None = None) -> ModelError:
+        """There is no connection, or it broke before the answer. after: seconds until another attempt makes sense; None when unknown."""
+        return self._error("cannot be reached", self._quoted(reason), retryable=retryable, after=after)
 
     def _error(
         self,

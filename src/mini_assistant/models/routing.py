@@ -1,10 +1,9 @@
-"""Finds the provider of a model's name, and makes sure that every turn has its usage.
+"""Finds the provider of a model's name, and another one when that fails.
 
 A name is looked up in `[models]`, then in `[aliases]`: exactly first, then by the longest prefix that ends with `*`. What
 is left goes to the only provider there is: the single `[providers]` table, `OPENAI_BASE_URL`, or the built-in model.
 """
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -16,16 +15,10 @@ from mini_assistant.models.base import (
     ChatDelta,
     ChatProvider,
     ChatRequest,
-    Finished,
     ListedModel,
-    RefusalDelta,
-    TextDelta,
-    TokenUsage,
-    ToolCallDelta,
 )
 from mini_assistant.models.learned import LearnedCapabilities
 from mini_assistant.models.model_list import ProviderModels, configured_models
-from mini_assistant.models.tokens import count_prompt_tokens, count_tokens
 from mini_assistant.models.tool_calling.ladder import Ladder, ServedModel
 from mini_assistant.settings import Settings
 
@@ -104,24 +97,19 @@ class RoutedModels:
         return self._learned.of(route.provider, route.upstream_name, self._configured(route))
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[list[ChatDelta], None]:
-        """As `ChatModels.stream`; the usage in `Finished` is estimated when the provider gave none."""
+        """As `ChatModels.stream`; the usage in `Finished` is always there."""
         routes = self._routes(request.model)
         for place, route in enumerate(routes):
-            texts: list[str] = []
+            has_begun = False
             try:
                 async with contextlib.aclosing(self._ladder.stream(self._served(route), request)) as answer:
                     async for deltas in answer:
-                        texts += [_text_of(delta) for delta in deltas]
-                        last = deltas[-1]
-                        if type(last) is Finished and last.usage is None:
-                            usage = await asyncio.to_thread(_estimate_usage, request, "".join(texts))
-                            yield [*deltas[:-1], Finished(last.reason, usage)]
-                        else:
-                            yield deltas
+                        has_begun = True
+                        yield deltas
                 return
             except ModelError as exc:
                 # What is wrong with the prompt is wrong with it elsewhere.
-                if texts or exc.code == "invalid_prompt" or place == len(routes) - 1:
+                if has_begun or exc.code == "invalid_prompt" or place == len(routes) - 1:
                     raise
                 log.warning("The model '%s' falls back to '%s': %s", route.upstream_name, routes[place + 1].upstream_name, exc.message)
 
@@ -162,14 +150,3 @@ class RoutedModels:
     def _configured(self, route: Route) -> Capabilities:
         own = self._builtin_capabilities if route.provider == BUILTIN else Capabilities()
         return route.capabilities or own
-
-
-def _text_of(delta: ChatDelta) -> str:
-    """What a delta adds to the tokens of an answer."""
-    if isinstance(delta, TextDelta) or isinstance(delta, RefusalDelta):  # noqa: SIM101 - a union costs three times as much
-        return delta.text
-    return (delta.name or "") + delta.arguments if isinstance(delta, ToolCallDelta) else ""
-
-
-def _estimate_usage(request: ChatRequest, answer: str) -> TokenUsage:
-    return TokenUsage(count_prompt_tokens(request.messages, request.tools), count_tokens(answer))

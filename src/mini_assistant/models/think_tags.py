@@ -6,6 +6,7 @@ pass everything on as the answer, and a user of this server should not have to r
 
 from typing import Literal
 
+from mini_assistant.errors import ModelError
 from mini_assistant.models.base import ReasoningDelta, TextDelta
 
 # Only what models were trained to begin with. A tag in any other place of an answer may be what was asked for.
@@ -23,6 +24,7 @@ _TAGS = (
 _OPENED_ENDS_WITH = "</think>"
 _WHITE_SPACE_HELD_MAX = 1_000
 _HELD_CHARACTERS_MAX = 1_000_000
+_REASONING_CHARACTERS_MAX = 4_000_000
 
 
 class ThinkTags:
@@ -37,7 +39,7 @@ class ThinkTags:
         self._closing: str | None = _OPENED_ENDS_WITH if mode == "opened" else None
         self._is_certain = mode != "opened"
         self._held: list[str] = []
-        self._held_characters = 0
+        self._reasoning_characters = 0
         self._is_done = False
 
     @property
@@ -46,7 +48,10 @@ class ThinkTags:
         return self._is_done
 
     def feed(self, text: str) -> list[TextDelta | ReasoningDelta]:
-        """What the next piece of the answer turns out to be; empty while it may still be a part of a tag."""
+        """What the next piece of the answer turns out to be; empty while it may still be a part of a tag.
+
+        Raises ModelError when the reasoning has no end.
+        """
         if self._is_done:
             return [TextDelta(text)] if text else []
         if self._closing is None:
@@ -83,26 +88,24 @@ class ThinkTags:
         return [TextDelta(begun)]
 
     def _feed_reasoning(self, text: str, closing: str) -> list[TextDelta | ReasoningDelta]:
+        self._reasoning_characters += len(text)
+        if self._reasoning_characters > _REASONING_CHARACTERS_MAX:
+            raise ModelError(f"The model's reasoning is longer than {_REASONING_CHARACTERS_MAX} characters.")
         # The last piece that is held is the one in which the closing tag may have begun.
         text = (self._held.pop() if self._held else "") + text
         at = text.find(closing)
         if at >= 0:
-            thought = self._take_held() + text[:at]
             self._closing = ""
-            return [*_reasoning(thought), *self._feed_gap(text[at + len(closing) :])]
-        kept = _begun_at_end(text, closing)
-        thought = text[: len(text) - kept]
-        if self._is_certain:
-            self._held = [text[len(thought) :]]
-            return _reasoning(thought)
-        self._held += [thought, text[len(thought) :]]
-        self._held_characters += len(thought)
-        if self._held_characters <= _HELD_CHARACTERS_MAX:
+            return [*_reasoning(self._take_held() + text[:at]), *self._feed_gap(text[at + len(closing) :])]
+        end = len(text) - _begun_at_end(text, closing)
+        self._held += [text[:end], text[end:]]
+        if self._reasoning_characters > _HELD_CHARACTERS_MAX:
+            self._is_certain = True  # so long an answer is none
+        if not self._is_certain:
             return []
-        self._is_certain = True  # so long an answer is none
         begun = self._held.pop()
         thought = self._take_held()
-        self._held = [begun]
+        self._held.append(begun)
         return _reasoning(thought)
 
     def _feed_gap(self, text: str) -> list[TextDelta | ReasoningDelta]:

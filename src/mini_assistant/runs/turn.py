@@ -149,7 +149,7 @@ class Turn:
                 self._spend(delta.arguments)
                 self._spend(delta.name or "")
                 await self._take_call(delta)
-            else:
+            elif isinstance(delta, Finished):
                 return delta
         return None
 
