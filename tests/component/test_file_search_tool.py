@@ -163,7 +163,8 @@ async def test_weights_of_a_hybrid_search_are_used(sdk: openai.AsyncOpenAI, endp
 async def test_a_forced_search_is_demanded_of_the_model(sdk: openai.AsyncOpenAI, endpoint: ScriptedEndpoint) -> None:
     await asked(sdk, await new_store(sdk), tool_choice={"type": "file_search"})
     first, second = endpoint.requests
-    assert first["tool_choice"] == {"type": "function", "function": {"name": "file_search"}}
+    assert first["tool_choice"] == "required"
+    assert [tool["function"]["name"] for tool in first["tools"]] == ["file_search"]
     assert second.get("tool_choice", "auto") == "auto"
 
 

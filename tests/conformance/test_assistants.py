@@ -137,7 +137,7 @@ async def test_a_deleted_assistant_is_gone(sdk: openai.AsyncOpenAI) -> None:
 
 
 async def test_a_run_goes_on_when_its_assistant_is_deleted(sdk: openai.AsyncOpenAI) -> None:
-    waiting = await finished_run(sdk, "call weather", tools=[WEATHER])
+    waiting = await finished_run(sdk, 'call weather {"city": "Oslo"}', tools=[WEATHER])
     await sdk.beta.assistants.delete(waiting.assistant_id)
     done = await submit(sdk, waiting, "sun")
     assert (await stopped(sdk, done)).status == "completed"

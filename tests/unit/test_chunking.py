@@ -164,6 +164,21 @@ def test_long_texts_keep_to_the_limit_too(parts: list[str], seed: random.Random)
     check(text, chunk(text, chunk_tokens_max, chunk_tokens_max // 2), chunk_tokens_max)
 
 
+def test_a_line_that_has_other_tokens_than_its_units_is_cut_all_the_same() -> None:
+    text = (
+        "\u0627\U0001f389\x0b\x0b\x0b\x0b\u062d\u0627\u3002\u062d\u0627\u300dc\x0b\x0b\u062d\u0627\U0001f389\U0001f389\u062d"
+        "\u0627\u300dc\u062d\u0627\u3002c\x0b\x0bCef'Bf'\u062d\u0627\x0b\u300da\u300dbCef's\n/\u0627\U0001f389Bf's\n*\x0b\u300d"
+        "a\n/\u062d\u0627\u3002c\U0001f389\u3002cBf's\n*Bf'\U0001f389\n*\u300dc\U0001f389\n*\nAef'\u062d\u0627\x0b\u0631\u062d"
+        "\u0628\u0627\u0645\u062d\u0627\n*\u300dc\u300dc\U0001f389\u0631\u062d\u0628\u0627\u0645\u062d\u0627\x0b\n//\n/**Cef'"
+        "\u062d\u0627\U0001f389\U0001f389\u0631\u062d\u0628\n/*//*\n\U0001f389\U0001f389\x0b\u300dc\x0b\x0b\U0001f389\u0631"
+        "\u062d\u0628\u0627\u0645\u062d\u0627Cef' \x0b\x0b\u3002c\u062d\u0627Cef'\U0001f389\x0b\U0001f389//**\u062d\u0627Cef'//"
+        "*\n\x0b\u0631\u062d\u0628Cef'\u062d\u0627Cef' \x0b\U0001f389\u3002c\x0b\n*\u300da\n*\n/*\u062d\u0627Cef'\n/*\U0001f389"
+        "\x0b\U0001f389\u0645\u0631\u062d\u0628\u0627\u0645\u0631\u062d\u0628\u0627\u0645\u0631\u062d\u0628\u0627\u0645\u0631"
+        "\u062d\u0628\u0627\u0645\u0631\u062d\u0627\u3002c\u062d\u0627Cef'\u062d\u0627\x0b*"
+    )
+    check(text, chunk(text, 100, 50), 100)
+
+
 def test_a_document_may_have_no_more_tokens_than_the_limit() -> None:
     document = ParsedDocument(" a" * 100)
     assert len(chunk_document(document, 800, 400, document_tokens_max=100)) == 1

@@ -75,6 +75,7 @@ def test_every_setting_can_be_given_as_text(item: dataclasses.Field[Any]) -> Non
         "log_level": "error",
         "openai_base_url": "http://127.0.0.1:1/v1",
         "data_dir": "/srv/data",
+        "remote_images": "fetch",
         "parse_memory_bytes_max": "100000000",
         "sandbox_memory_bytes_max": "300000000",
         "sandbox_disk_bytes_max": "2000000",

@@ -104,7 +104,11 @@ class _Cutter:
             excess = self._ruler.count(start, end) - self._tokens_max
             if excess <= 0:
                 return end
-            end = self._ruler.place_within(self._ruler.tokens_before(end) - excess)
+            tokens, cut = self._ruler.tokens_before(end) - excess, end
+            # Where a line as a whole has other tokens than its units, a place may be told again for fewer tokens.
+            while cut >= end:
+                cut, tokens = self._ruler.place_within(tokens), tokens - 1
+            end = cut
         return start + 1
 
     def _next_start(self, end: int) -> int:
