@@ -116,6 +116,9 @@ class Settings:
     model_retries_max: int = _setting(2, "Further attempts at a turn whose answer has not begun.", minimum=0)
     image_bytes_max: int = _setting(20 * 1024 * 1024, "Largest image that is shown to a model.", minimum=1024)
     images_per_prompt_max: int = _setting(20, "Images of one prompt; older ones are left out, and the model is told so.", minimum=0)
+    image_bytes_per_prompt_max: int = _setting(
+        40 * 1024 * 1024, "All images of one prompt together; older ones are left out, and the model is told so.", minimum=1024
+    )
     remote_images: str = _setting(
         "pass", "Images by address: pass (the provider fetches them), fetch (this server fetches them), or refuse."
     )

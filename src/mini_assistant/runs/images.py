@@ -17,8 +17,6 @@ from mini_assistant.models.base import ChatMessage, ImagePart, StoredImagePart, 
 from mini_assistant.outbound import FetchLimits, OutboundRefused, fetch
 from mini_assistant.services import Services
 
-# All images of a prompt together, encoded. Hosted models take requests of about this size.
-_PROMPT_CHARACTERS_MAX = 50_000_000
 _URL_CHARACTERS_MAX = 8192
 _TYPES = "png, jpeg, gif and webp"
 
@@ -115,7 +113,9 @@ class _Room:
 
     def __init__(self, services: Services) -> None:
         self.images = services.settings.images_per_prompt_max
-        self._characters = max(_PROMPT_CHARACTERS_MAX, services.settings.image_bytes_max * 4 // 3 + 100)
+        # Encoded; one image always has room.
+        bytes_max = max(services.settings.image_bytes_per_prompt_max, services.settings.image_bytes_max)
+        self._characters = bytes_max * 4 // 3 + 100
 
     def take(self, url: str) -> bool:
         """Whether there is room for an image. When there is not, there is none for older ones either."""
