@@ -46,6 +46,7 @@ def asked(**fields):
             asked(tools=(TOOL,), tool_choice=NamedTool("f")),
             {"tool_choice": False},
         ),
+        ("Invalid schema for response_format 'next_step': too deep", asked(response_format=SCHEMA), {"json_schema": False}),
         ("This response_format type is unavailable now", asked(response_format=SCHEMA), {"json_schema": False}),
         ("'response_format.type' must be 'text'", asked(response_format={"type": "json_object"}), {"json_object": False}),
     ],
@@ -58,7 +59,19 @@ def test_refusals_of_servers(refusal, request_, changes):
 @pytest.mark.parametrize(
     ("refusal", "request_", "capabilities"),
     [
-        ("This model's maximum context length is 8192 tokens.", asked(tools=(TOOL,), temperature=1.0), Capabilities()),
+        (
+            "This model's maximum context length is 8192 tokens. However, you requested 9000 tokens (8000 in the messages, 200 in the "
+            "functions, and 800 in the completion).",
+            asked(tools=(TOOL,), temperature=1.0),
+            Capabilities(),
+        ),
+        (
+            "'messages' must contain the word 'json' in some form, to use 'response_format' of type 'json_object'.",
+            asked(response_format={"type": "json_object"}),
+            Capabilities(),
+        ),
+        ("Invalid schema for response_format 'answer': 'required' is required.", asked(response_format=SCHEMA), Capabilities()),
+        ("Invalid schema for function 'f': 'required' is required.", asked(tools=(TOOL,)), Capabilities()),
         ("does not support tools", asked(), Capabilities()),
         ("does not support tools", asked(tools=(TOOL,)), Capabilities(tools=False)),
         ("temperature is not supported", asked(), Capabilities()),

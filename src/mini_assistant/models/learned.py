@@ -14,6 +14,10 @@ from mini_assistant.models.base import Capabilities, ChatRequest
 
 _MODELS_MAX = 1000
 _AT_MOST = re.compile(r"\b(?:at most|less than or equal to|must be <=?|range of \[\d+,) ?(\d{1,9})\b")
+# What is wrong with this one prompt or its schemas. It names parts of the request, too, and says nothing of the model.
+_OF_THIS_PROMPT = re.compile(
+    r"context.?(?:length|window|size)|too many tokens|must contain the word|invalid schema for (?!response_format 'next_step')"
+)
 
 
 class LearnedCapabilities:
@@ -42,6 +46,8 @@ def changes_after_refusal(refusal: str, request: ChatRequest, capabilities: Capa
     in the same way again.
     """
     words = refusal.lower()
+    if _OF_THIS_PROMPT.search(words):
+        return None
     for change in (_limit_change, _parameter_change, _role_change, _tools_change, _format_change):
         changes = change(words, request, capabilities)
         if changes:
