@@ -186,7 +186,8 @@ class Row:
     """A server, and how a run that asks it ends.
 
     error: the code of `last_error`. says: what its message contains. told: the text of the message that there is; None for no message.
-    cut_short: why the message is incomplete. reason: of `incomplete_details`. asked: how often the server was asked.
+    is_beginning: there may be more of it. cut_short: why the message is incomplete. reason: of `incomplete_details`. asked: how often the
+    server was asked.
     """
 
     serve: Serve
@@ -197,7 +198,7 @@ class Row:
     cut_short: str | None = None
     reason: str | None = None
     asked: int = 1
-    is_endless: bool = False
+    is_beginning: bool = False
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -212,7 +213,7 @@ def completes(serve: Serve, told: str, *, asked: int = 1, **settings: Any) -> Ro
 
 def expires(serve: Serve, told: str | None = None, **settings: Any) -> Row:
     cut_short = None if told is None else "run_expired"
-    return Row(serve, "expired", told=told, cut_short=cut_short, is_endless=True, settings={**SHORT_LIFE, **settings})
+    return Row(serve, "expired", told=told, cut_short=cut_short, is_beginning=True, settings={**SHORT_LIFE, **settings})
 
 
 def status(number: int, message: str = "Later", headers: dict[str, str] | None = None, *, then_well: bool = False, **fields: Any) -> Serve:
@@ -322,7 +323,7 @@ ROWS: dict[str, Row] = {
         says="longer than",
         told="Half",
         cut_short="run_failed",
-        is_endless=True,
+        is_beginning=True,
         settings={"answer_characters_max": 10_000},
     ),
     "endless-thoughts": fails(raw(HEAD, for_ever=(piece("x" * 50_000, "reasoning_content"),)), "characters of reasoning"),
@@ -398,8 +399,8 @@ async def check_run(row: Row, served: Served, folder: Path) -> None:
         assert (messages, steps) == ([], [])
         return
     [message], [step] = messages, steps
-    # Of an answer without end nobody knows how much is there.
-    assert text_of(message) == row.told or (row.is_endless and text_of(message).startswith(row.told))
+    # How much there is of an answer without end, or of one that was reset, nobody knows.
+    assert text_of(message) == row.told or (row.is_beginning and text_of(message).startswith(row.told))
     assert (message.incomplete_details.reason if message.incomplete_details else None) == row.cut_short
     assert message.status == ("incomplete" if row.cut_short else "completed")
     assert step.step.status == (row.status if row.status in ("failed", "expired") else "completed")
@@ -464,7 +465,11 @@ LLMOCK_ROWS: dict[str, tuple[list[dict[str, Any]], Row]] = {
     "delay": ([{"type": "delay", "seconds": 1.5}], fails(nobody_listens, "did not begin", **IMPATIENT)),
     "slow-first-token": ([{"type": "slow_first_token", "seconds": 30}], fails(nobody_listens, "did not begin", **IMPATIENT)),
     "disconnect-at-once": ([fault("disconnect", 0), HELLO], completes(nobody_listens, HELLO["text"], asked=2, **ONE_RETRY)),
-    "disconnect": ([fault("disconnect", 3), HELLO], fails(nobody_listens, CUT_OFF, told="Hello, all ", **ONE_RETRY)),
+    # A connection that is reset takes with it what had arrived last.
+    "disconnect": (
+        [fault("disconnect", 4), HELLO],
+        dataclasses.replace(fails(nobody_listens, CUT_OFF, told="Hello, ", **ONE_RETRY), is_beginning=True),
+    ),
     "truncate-at-once": ([fault("truncate", 0), HELLO], completes(nobody_listens, HELLO["text"], asked=2, **ONE_RETRY)),
     "truncate": ([fault("truncate", 3), HELLO], fails(nobody_listens, CUT_OFF, told="Hello, all ", **ONE_RETRY)),
     "stall": (
