@@ -66,7 +66,7 @@ class Ladder:
                     async for deltas in answer:
                         if learned and not has_begun:
                             self._learned.remember(model.provider_name, model.name, learned)
-                            log.info("The model '%s' of '%s' is asked with %s from now on.", model.name, model.provider_name, learned)
+                            log.info("The model %r of '%s' is asked with %s from now on.", model.name, model.provider_name, learned)
                         has_begun = True
                         yield deltas
                 return
