@@ -28,7 +28,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # every recipe installs into the one .venv
-.PHONY: help setup setup-wasm serve test test-all bench check format docs lock clean
+.PHONY: help setup setup-wasm serve test test-all test-again bench check format docs lock clean
 
 ##@ Run
 setup: $(SETUP) ## make .venv and install the server, the built-in model and the sandbox (BUILTIN_MODEL=no, SANDBOX=no: without)
@@ -44,6 +44,9 @@ test: setup $(VENV)/.test $(VENV)/.openai-1x $(VENV)/.jupyter $(NODE_STAMP) ## r
 
 test-all: setup setup-wasm $(VENV)/.test $(VENV)/.openai-1x $(VENV)/.jupyter $(NODE_STAMP) ## run the tests that take minutes too
 	$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadgroup $(ARGS)
+
+test-again: ## run the tests that failed last time, one after the other
+	$(PY) -m pytest --last-failed --last-failed-no-failures none $(ARGS)
 
 bench: setup $(VENV)/.test ## measure this checkout against bare servers; ARGS for its flags
 	$(PY) -m bench $(ARGS)
