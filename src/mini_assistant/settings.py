@@ -30,7 +30,10 @@ def _setting(default: Any, help: str, *, minimum: float | None = None, maximum: 
 
 
 class ProviderSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[providers.NAME]` of the config file: an OpenAI-compatible endpoint. The key itself stays in the environment."""
+    """`[providers.NAME]` of the config file: an OpenAI-compatible endpoint. The key itself stays in the environment.
+
+    concurrency_max: requests of one process at a time. runs_max: runs in progress at a time, over all workers; None: no limit.
+    """
 
     base_url: str
     api_key_env: str | None = None
@@ -39,6 +42,7 @@ class ProviderSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chunk_timeout_seconds: float | None = None
     retries_max: int | None = None
     concurrency_max: int | None = None
+    runs_max: int | None = None
     proxy: str | None = None
 
 
@@ -61,6 +65,17 @@ class Settings:
     host: str = _setting("127.0.0.1", "Address to listen on. Anything but loopback needs `api_keys`.")
     port: int = _setting(8000, "Port to listen on; 0 takes a free one.", minimum=0, maximum=65_535)
     data_dir: Path = _setting(Path("data"), "Folder of the embedded database and of the files.")
+    database_url: str = _setting(
+        "", "PostgreSQL, as postgresql://user:password@host/name: for many servers and workers; empty: SQLite in `data_dir`.", secret=True
+    )
+    database_connections_max: int = _setting(10, "Connections of one process that read PostgreSQL at a time.", minimum=1)
+    database_wait_seconds: float = _setting(10.0, "Longest wait for PostgreSQL to accept a connection.", minimum=0.1)
+    blobs_url: str = _setting("", "Where the bytes of files are kept, as s3://bucket/prefix; empty: a folder of `data_dir`.")
+    s3_endpoint_url: str = _setting("", "Address of an S3 server that is not Amazon's, such as http://127.0.0.1:9000.")
+    s3_region: str = _setting("", "Region of the bucket; empty: as the environment says (AWS_REGION), or us-east-1.")
+    s3_access_key_id: str = _setting("", "Key of S3; empty: as the environment, its files or the machine's role say.", secret=True)
+    s3_secret_access_key: str = _setting("", "The secret of that key.", secret=True)
+    workers: str = _setting("all", "What `serve` executes itself: all, runs, ingest, or none (`mini-assistant worker` does it).")
     log_level: str = _setting("info", "One of debug, info, warning, error.")
     request_log: bool = _setting(False, "Log one line for each request (method, path, status, milliseconds).")
     api_keys: tuple[str, ...] = _setting(
@@ -83,6 +98,10 @@ class Settings:
     run_turns_max: int = _setting(64, "Model turns in one run; a run that wants more fails.", minimum=1)
     run_messages_max: int = _setting(10_000, "Newest messages of a thread that a run reads; older ones are not in its prompt.", minimum=1)
     run_concurrency_max: int = _setting(1000, "Runs that one process executes at a time.", minimum=1)
+    project_runs_max: int = _setting(0, "Runs of one project in progress at a time, over all workers; 0: no limit.", minimum=0)
+    claim_interval_seconds: float = _setting(
+        0.5, "Pause between two looks at runs that wait although this process has places: for those that a limit holds back.", minimum=0.02
+    )
     lease_seconds: float = _setting(30.0, "How long a worker owns a run without a sign of life.", minimum=0.5)
     sweep_interval_seconds: float = _setting(5.0, "Pause between two sweeps for lost, expired and waiting runs.", minimum=0.05)
     tool_timeout_seconds: float = _setting(120.0, "Longest time of one call of a hosted tool.", minimum=0.1)
@@ -95,6 +114,9 @@ class Settings:
         4_000_000, "Largest answer of a model in one turn, tool arguments included; a longer one fails the run.", minimum=1000
     )
     shutdown_grace_seconds: float = _setting(10.0, "How long open requests may go on after SIGTERM.", minimum=0.0)
+    drain_seconds: float = _setting(
+        0.0, "How long runs in progress may go on after SIGTERM before another worker is left to go on with them.", minimum=0.0
+    )
 
     event_ring_bytes_max: int = _setting(2 * 1024 * 1024, "Events of one run kept in memory for re-attaching.", minimum=4096)
     event_memory_bytes_max: int = _setting(
@@ -102,6 +124,12 @@ class Settings:
     )
     event_retention_seconds: float = _setting(
         300.0, "How long a run that has stopped can be re-attached to; its events are deleted later.", minimum=0.0
+    )
+    event_flush_interval_seconds: float = _setting(
+        0.01, "Pause between two batches of events that a process tells the others through PostgreSQL.", minimum=0.0
+    )
+    event_poll_interval_seconds: float = _setting(
+        2.0, "Pause between two looks at PostgreSQL for events whose wake-up was lost with a process or a connection.", minimum=0.05
     )
     stream_ping_interval_seconds: float = _setting(15.0, "Silence on a stream before a heart-beat is sent.", minimum=0.05)
     stream_write_timeout_seconds: float = _setting(30.0, "How long a reader of a stream may take nothing; then it is dropped.", minimum=0.1)
@@ -153,6 +181,9 @@ class Settings:
     thread_store_expiry_days: int = _setting(7, "Days without a run after which a store made through a thread expires.", minimum=1)
 
     index_cache_bytes_max: int = _setting(512 * 1024 * 1024, "Memory for the vectors and postings of recently searched stores.", minimum=0)
+    index_exact_passages_max: int = _setting(
+        50_000, "Passages of a store that are searched exactly in memory; larger ones in PostgreSQL are searched with pgvector.", minimum=0
+    )
     embedder: str = _setting(
         "builtin", "What makes the vectors: builtin (in the package), openai (an endpoint), or fastembed (a download)."
     )

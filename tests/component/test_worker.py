@@ -348,7 +348,7 @@ async def test_stale_writes_are_refused_and_told_to_nobody(services: Services, c
     queued = await store.get_record_for_worker(services, run.id)
     first = await store.transition_run(services, queued, "in_progress", lease=Lease("worker_1", clock.now() + 30))
     second = await store.take_over_run(services, first, Lease("worker_2", clock.now() + 30))
-    reader = services.events.subscribe(run.id, START, 0, 0)
+    reader = await services.events.subscribe(run.id, START, 0, 0)
     told = len(await reader.next())
     row = await run_row(services, run)
     for stale in (queued, first, dataclasses.replace(second, version=second.version - 1)):
@@ -436,7 +436,7 @@ async def test_a_cancelled_run_keeps_what_was_told_and_frees_its_thread(services
     async with working(services):
         run = await create_run(services)
         await until(lambda: has_message(services, run))
-        reader = services.events.subscribe(run.id, START, 0, 0)
+        reader = await services.events.subscribe(run.id, START, 0, 0)
         await until(lambda: has_told(reader, "time"))
         answer = msgspec.json.decode(await commands.cancel_run(of(services, run)), type=Run)
         assert (answer.status, answer.cancelled_at) == ("cancelling", None)

@@ -42,8 +42,8 @@ def row(seq: int, name: str = "thread.run.queued") -> tuple[int, str, bytes]:
     return seq, name, b'{"seq":%d}' % seq
 
 
-def attach(bus: EventBus, after: Position = START, *, attempt: int = 1, last_seq: int = 0, run: str = RUN) -> Subscription:
-    return bus.subscribe(run, after, attempt, last_seq)
+async def attach(bus: EventBus, after: Position = START, *, attempt: int = 1, last_seq: int = 0, run: str = RUN) -> Subscription:
+    return await bus.subscribe(run, after, attempt, last_seq)
 
 
 async def places(reader: Subscription) -> list[tuple[int, int]]:
@@ -58,7 +58,7 @@ async def test_rows_and_deltas_come_in_their_order_with_their_attempt(bus: Event
     bus.publish_delta(RUN, 1, DELTA, b"b")
     bus.publish(RUN, 2, [row(3)])
     bus.publish_delta(RUN, 2, DELTA, b"c")
-    reader = attach(bus)
+    reader = await attach(bus)
     events = await reader.next()
     assert [(event.seq, event.part, event.attempt) for event in events] == [
         (1, 0, 1),
@@ -72,7 +72,7 @@ async def test_rows_and_deltas_come_in_their_order_with_their_attempt(bus: Event
 
 
 async def test_a_waiting_reader_is_woken_and_each_reader_has_its_own_pace(bus: EventBus) -> None:
-    slow, quick = attach(bus), attach(bus)
+    slow, quick = await attach(bus), await attach(bus)
     waiting = asyncio.create_task(quick.next())
     await asyncio.sleep(0)
     assert not waiting.done()
@@ -84,7 +84,7 @@ async def test_a_waiting_reader_is_woken_and_each_reader_has_its_own_pace(bus: E
 
 
 async def test_runs_do_not_mix(bus: EventBus) -> None:
-    one, other = attach(bus), attach(bus, run="run_2")
+    one, other = await attach(bus), await attach(bus, run="run_2")
     bus.publish("run_2", 1, [row(1)])
     bus.publish_delta(RUN, 1, DELTA, b"of the first run")
     assert await places(other) == [(1, 0)]
@@ -92,7 +92,7 @@ async def test_runs_do_not_mix(bus: EventBus) -> None:
 
 
 async def test_nudge_ends_the_waiting_now_or_when_it_begins(bus: EventBus) -> None:
-    reader = attach(bus)
+    reader = await attach(bus)
     waiting = asyncio.create_task(reader.next())
     await asyncio.sleep(0)
     reader.nudge()
@@ -122,11 +122,11 @@ async def test_reading_begins_exactly_after_a_position(bus: EventBus, after: Pos
     bus.publish_delta(RUN, 1, DELTA, b"a")
     bus.publish_delta(RUN, 1, DELTA, b"b")
     bus.publish(RUN, 1, [row(3)])
-    assert await places(attach(bus, after, last_seq=3)) == rest
+    assert await places(await attach(bus, after, last_seq=3)) == rest
 
 
 async def test_what_came_before_the_bus_is_told_from_rows(bus: EventBus) -> None:
-    reader = attach(bus, last_seq=5)
+    reader = await attach(bus, last_seq=5)
     assert reader.first_seq == 6
     bus.publish(RUN, 1, [row(6)])
     assert await places(reader) == [(6, 0)]
@@ -134,7 +134,7 @@ async def test_what_came_before_the_bus_is_told_from_rows(bus: EventBus) -> None
 
 async def test_a_row_that_a_reader_knows_from_the_database_is_not_given_again(bus: EventBus) -> None:
     """Its commit was seen by a read before it was published."""
-    reader = attach(bus, last_seq=6)
+    reader = await attach(bus, last_seq=6)
     bus.publish(RUN, 1, [row(6), row(7)])
     assert reader.first_seq == 7
     assert await places(reader) == [(7, 0)]
@@ -148,14 +148,14 @@ async def test_a_delta_that_is_not_known_cannot_be_resumed(bus: EventBus, after:
     bus.publish_delta(RUN, 1, DELTA, b"a")
     attempt = 2 if after == (2, 1) else 1  # the same place in another attempt said something else
     with pytest.raises(PositionLost):
-        attach(bus, after, attempt=attempt, last_seq=2)
+        await attach(bus, after, attempt=attempt, last_seq=2)
 
 
 async def test_a_new_attempt_takes_back_the_deltas_behind_the_last_row(bus: EventBus) -> None:
     bus.publish(RUN, 1, [row(1)])
-    before, unread = attach(bus), attach(bus)
+    before, unread = await attach(bus), await attach(bus)
     bus.publish_delta(RUN, 1, DELTA, b"a")
-    at_start = attach(bus, Position(1), last_seq=1)
+    at_start = await attach(bus, Position(1), last_seq=1)
     assert await places(before) == [(1, 0), (1, 1)]
     bus.begin_attempt(RUN, 2, 1)
     bus.publish_delta(RUN, 2, DELTA, b"b")
@@ -166,7 +166,7 @@ async def test_a_new_attempt_takes_back_the_deltas_behind_the_last_row(bus: Even
 
 
 async def test_a_new_attempt_leaves_what_rows_have_settled(bus: EventBus) -> None:
-    reader = attach(bus)
+    reader = await attach(bus)
     bus.publish(RUN, 1, [row(1)])
     bus.publish_delta(RUN, 1, DELTA, b"a")
     bus.publish(RUN, 1, [row(2)])
@@ -179,15 +179,15 @@ async def test_a_new_attempt_leaves_what_rows_have_settled(bus: EventBus) -> Non
 async def test_a_reader_that_came_and_went_costs_later_readers_nothing(bus: EventBus) -> None:
     """A worker goes on with a run of an earlier process: its first deltas have no row before them."""
     bus.begin_attempt(RUN, 2, 7)
-    attach(bus, last_seq=7).close()
+    await attach(bus, last_seq=7).close()
     bus.publish_delta(RUN, 2, DELTA, b"a")
-    reader = attach(bus, last_seq=7)
+    reader = await attach(bus, last_seq=7)
     bus.publish_delta(RUN, 2, DELTA, b"b")
     assert await places(reader) == [(7, 1), (7, 2)]
 
 
 async def test_close_may_be_called_twice_and_spares_the_others(bus: EventBus) -> None:
-    one, other = attach(bus), attach(bus)
+    one, other = await attach(bus), await attach(bus)
     one.close()
     one.close()
     bus.publish(RUN, 1, [row(1)])
@@ -196,7 +196,7 @@ async def test_close_may_be_called_twice_and_spares_the_others(bus: EventBus) ->
 
 async def test_a_deleted_run_ends_its_readers(bus: EventBus) -> None:
     bus.publish(RUN, 1, [row(1)])
-    reader, waiting = attach(bus), attach(bus, Position(1), last_seq=1)
+    reader, waiting = await attach(bus), await attach(bus, Position(1), last_seq=1)
     task = asyncio.create_task(waiting.next())
     await asyncio.sleep(0)
     bus.forget(RUN)
@@ -210,7 +210,7 @@ async def test_a_deleted_run_ends_its_readers(bus: EventBus) -> None:
 
 async def test_a_server_that_stops_ends_its_readers_who_may_attach_again(bus: EventBus) -> None:
     bus.publish(RUN, 1, [row(1)])
-    waiting = attach(bus, Position(1), last_seq=1)
+    waiting = await attach(bus, Position(1), last_seq=1)
     task = asyncio.create_task(waiting.next())
     await asyncio.sleep(0)
     bus.close()
@@ -229,12 +229,12 @@ async def test_stopped_runs_are_dropped_and_told_from_rows(make_bus: MakeBus, li
     ):
         bus.publish(run, 1, [row(1), row(2, stop)])
     bus.publish("run_watched", 1, [row(1, "thread.run.completed")])
-    watcher = attach(bus, run="run_watched")
+    watcher = await attach(bus, run="run_watched")
     await asyncio.sleep(0.001)
     bus.prune()
-    assert attach(bus, run="run_done", last_seq=2).first_seq == 3
-    assert attach(bus, run="run_waits", last_seq=2).first_seq == 3
-    assert attach(bus, run="run_goes_on", last_seq=2).first_seq == 1
+    assert await attach(bus, run="run_done", last_seq=2).first_seq == 3
+    assert await attach(bus, run="run_waits", last_seq=2).first_seq == 3
+    assert await attach(bus, run="run_goes_on", last_seq=2).first_seq == 1
     assert await places(watcher) == [(1, 0)]
 
 
@@ -244,7 +244,7 @@ async def test_a_run_that_was_continued_is_kept(make_bus: MakeBus) -> None:
     bus.publish(RUN, 1, [row(2, "thread.run.queued")])
     await asyncio.sleep(0.001)
     bus.prune()
-    assert attach(bus, last_seq=2).first_seq == 1
+    assert await attach(bus, last_seq=2).first_seq == 1
 
 
 # --- full rings ---------------------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ async def test_readers_that_keep_up_are_never_lost_in_a_full_ring(make_bus: Make
     """An answer many times larger than the ring, written in batches; the reader comes after each batch."""
     bus, deltas = make_bus(ring_bytes_max=4096), MessageDeltas("msg_1")
     bus.publish(RUN, 1, [row(1, "thread.run.step.created"), row(2)])
-    reader, idle = attach(bus), attach(bus)
+    reader, idle = await attach(bus), await attach(bus)
     read = list(await reader.next())
     pieces = [f"word{number} " for number in range(2000)]
     for start in range(0, len(pieces), 8):
@@ -268,7 +268,7 @@ async def test_readers_that_keep_up_are_never_lost_in_a_full_ring(make_bus: Make
     assert text_of(read) == "".join(pieces)
     with pytest.raises(PositionLost):
         await idle.next()
-    late = attach(bus)
+    late = await attach(bus)
     assert text_of(list(await late.next())) == "".join(pieces)
 
 
@@ -276,7 +276,7 @@ async def test_readers_that_keep_up_are_not_lost_between_steps(make_bus: MakeBus
     """The end of one step and the beginning of the next come in one list, while the ring is full."""
     bus, deltas = make_bus(ring_bytes_max=4096), MessageDeltas("msg_1")
     bus.publish(RUN, 1, [row(1, "thread.run.step.created")])
-    reader = attach(bus)
+    reader = await attach(bus)
     read = list(await reader.next())
     seq = 1
     for _ in range(20):
@@ -288,7 +288,7 @@ async def test_readers_that_keep_up_are_not_lost_between_steps(make_bus: MakeBus
         read += await reader.next()
     assert text_of(read) == "x" * 100 * 40 * 20
     assert [event.seq for event in read if not event.part] == list(range(1, seq + 1))
-    assert attach(bus).first_seq > 1, "finished steps are told from rows"
+    assert await attach(bus).first_seq > 1, "finished steps are told from rows"
 
 
 async def test_a_full_ring_is_shrunk_in_time_that_grows_with_its_text(make_bus: MakeBus) -> None:
@@ -310,7 +310,7 @@ async def test_a_merged_delta_cannot_be_resumed_from_its_middle(make_bus: MakeBu
     [merged] = [event for event in await attach(bus).next() if event.part][:1]
     assert merged.part > 1
     with pytest.raises(PositionLost):
-        attach(bus, Position(1, merged.part - 1), last_seq=1)
+        await attach(bus, Position(1, merged.part - 1), last_seq=1)
     rest = list(await attach(bus, Position(1, merged.part), last_seq=1).next())
     assert len(text_of(rest)) == 100 - merged.part
 
@@ -366,7 +366,7 @@ class _Story:
         self.bus.begin_attempt(RUN, self.attempt, len(self.rows))
 
     def attach(self) -> "_LateReader":
-        subscription = attach(self.bus, last_seq=len(self.rows))
+        subscription = await attach(self.bus, last_seq=len(self.rows))
         steps_told = [row for row in self.rows[: subscription.first_seq - 1] if row.name == "thread.run.step.completed"]
         texts = dict(list(self.texts.items())[: len(steps_told)])
         return _LateReader(subscription, [row.seq for row in self.rows[: subscription.first_seq - 1]], texts)
@@ -406,7 +406,7 @@ def test_whoever_attaches_from_the_start_whenever_gets_the_whole_story(implement
             for known, every in readers:
                 if pick.randrange(every) == 0:
                     await _read_or_leave(known)
-        for reader in [*(reader for reader, _ in readers), story.attach()]:
+        for reader in [*(reader for reader, _ in readers), story.await attach()]:
             await _read_or_leave(reader)
             if reader.seqs:
                 assert reader.seqs == list(range(1, len(story.rows) + 1))

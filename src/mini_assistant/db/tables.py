@@ -69,6 +69,8 @@ runs = sa.Table(
     sa.Column("lease_owner", sa.Text),
     sa.Column("lease_until", sa.Float, nullable=False),
     sa.Column("ended_at", sa.BigInteger),
+    # Who answers its model; null for a name that no provider serves, and in rows of older versions.
+    sa.Column("provider", sa.Text),
     sa.Index("runs_in_order", "thread_id", "created_at", "seq"),
 )
 
@@ -81,6 +83,10 @@ def status_in(*statuses: str) -> sa.ColumnElement[bool]:
 run_is_active = status_in("queued", "in_progress", "requires_action", "cancelling")
 """Whether a run locks its thread."""
 
+_queued_text = sa.text("status = 'queued'")
+sa.Index("runs_waiting", runs.c.project_id, runs.c.seq, sqlite_where=_queued_text, postgresql_where=_queued_text)
+_in_progress_text = sa.text("status = 'in_progress'")
+sa.Index("runs_in_progress", runs.c.project_id, runs.c.provider, sqlite_where=_in_progress_text, postgresql_where=_in_progress_text)
 _active_text = sa.text("status IN ('queued', 'in_progress', 'requires_action', 'cancelling')")
 sa.Index("runs_one_active_per_thread", runs.c.thread_id, unique=True, sqlite_where=_active_text, postgresql_where=_active_text)
 sa.Index(
@@ -89,6 +95,9 @@ sa.Index(
     sqlite_where=sa.text("ended_at IS NOT NULL"),
     postgresql_where=sa.text("ended_at IS NOT NULL"),
 )
+
+# A row for each limit of runs in progress. Claims under the same limit touch its row first, so that they count one after the other.
+claim_limits = sa.Table("claim_limits", metadata, sa.Column("name", sa.Text, primary_key=True))
 
 run_steps = sa.Table(
     "run_steps",

@@ -77,11 +77,11 @@ class EventBus(Protocol):
         """A worker has claimed the run, whose last row is `last_seq`: deltas of an earlier attempt after that row are void."""
         ...
 
-    def subscribe(self, run_id: str, after: Position, attempt: int, last_seq: int) -> Subscription:
+    async def subscribe(self, run_id: str, after: Position, attempt: int, last_seq: int) -> Subscription:
         """Read what follows `after`.
 
         attempt: the one whose delta `after` names; of no meaning when it names a row. last_seq: the run's last row as the caller
-        knows it. Raises PositionLost.
+        knows it. Raises PositionLost, and StoreUnavailable where events come through a database.
         """
         ...
 

@@ -176,7 +176,7 @@ class LocalEventBus:
         ring.has_writer = True
         ring.drop_deltas_after(last_seq)
 
-    def subscribe(self, run_id: str, after: Position, attempt: int, last_seq: int) -> Subscription:
+    async def subscribe(self, run_id: str, after: Position, attempt: int, last_seq: int) -> Subscription:
         ring = self._ring(run_id, last_seq)
         reader = _RingReader(ring, _place_after(ring, after, attempt), self, run_id)
         ring.readers.append(reader)

@@ -38,7 +38,7 @@ class OpenedStream:
 async def open_run_stream(services: Services, stream: RunStream) -> OpenedStream:
     """Find the place where a stream begins. Raises InvalidRequest when it cannot be given exactly any more."""
     try:
-        subscription = services.events.subscribe(stream.run_id, stream.after, stream.attempt, stream.last_seq)
+        subscription = await services.events.subscribe(stream.run_id, stream.after, stream.attempt, stream.last_seq)
         try:
             earlier = await events_before(services, stream.run_id, stream.after, subscription.first_seq)
         except BaseException:

@@ -214,6 +214,10 @@ class ChatModels(Protocol):
         """What the named model can do. Raises ModelError (`invalid_prompt`) when no provider serves the name."""
         ...
 
+    def provider_or_none(self, model: str) -> str | None:
+        """Who answers first for the named model; None when nobody serves the name."""
+        ...
+
     def stream(self, request: ChatRequest) -> AsyncGenerator[list[ChatDelta], None]:
         """As `ChatProvider.stream`; `request.model` is the name in the run, aliases allowed."""
         ...

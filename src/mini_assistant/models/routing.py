@@ -96,6 +96,13 @@ class RoutedModels:
         route = find_route(self._settings, model)
         return self._learned.of(route.provider, route.upstream_name, self._configured(route))
 
+    def provider_or_none(self, model: str) -> str | None:
+        """As `ChatModels.provider_or_none`."""
+        try:
+            return find_route(self._settings, model).provider
+        except ModelError:
+            return None
+
     async def stream(self, request: ChatRequest) -> AsyncGenerator[list[ChatDelta], None]:
         """As `ChatModels.stream`; the usage in `Finished` is always there."""
         routes = self._routes(request.model)

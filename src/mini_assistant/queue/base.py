@@ -11,8 +11,11 @@ TaskKind = Literal["run", "ingest"]
 class TaskQueue(Protocol):
     """Tells workers that a row wants attention: it is new, continued, or being cancelled."""
 
-    def put(self, kind: TaskKind, task_id: str) -> None:
-        """Offer a task. Offering one twice, or one that needs nothing, does no harm."""
+    def put(self, kind: TaskKind, task_id: str, *, to_all: bool = False) -> None:
+        """Offer a task to a worker. Offering one twice, or one that needs nothing, does no harm.
+
+        to_all: tell every worker, because the one that works on the row already has to look at it again.
+        """
         ...
 
     async def get(self, kind: TaskKind) -> str:

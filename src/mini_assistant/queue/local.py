@@ -12,7 +12,7 @@ class LocalTaskQueue:
     def __init__(self) -> None:
         self._waiting: dict[TaskKind, asyncio.Queue[str]] = {kind: asyncio.Queue() for kind in get_args(TaskKind)}
 
-    def put(self, kind: TaskKind, task_id: str) -> None:
+    def put(self, kind: TaskKind, task_id: str, *, to_all: bool = False) -> None:
         self._waiting[kind].put_nowait(task_id)
 
     async def get(self, kind: TaskKind) -> str:

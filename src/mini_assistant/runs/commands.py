@@ -117,7 +117,9 @@ async def _assistant(request: Request[RunParameters, object]) -> Assistant:
 async def _start(request: Request[object, object], run: Run, before: list[Bound], new_thread: Thread | None = None) -> StartedRun:
     """before: what is written first, in the same list: the thread, or the guard that it is there, and messages."""
     services = request.services
-    record, rows, events = store.insert_run(request.project_id, run, new_thread)
+    record, rows, events = store.insert_run(
+        request.project_id, run, new_thread, provider=services.models.provider_or_none(run.model)
+    )
     body = msgspec.json.encode(run).decode()
     numbered = [(place, event.name, event.data) for place, event in enumerate(events, start=1)]
     statements = [*before, *rows, *request.remember(body, run_id=run.id, after_seq=0)]
@@ -210,7 +212,7 @@ async def cancel_run(request: Request[object, object]) -> str:
             await store.transition_run(services, record, "cancelling", extra_statements=request.remember(body))
         except RunLost:
             continue  # it went on in between
-        services.queue.put("run", record.run.id)
+        services.queue.put("run", record.run.id, to_all=True)
         return body
 
 

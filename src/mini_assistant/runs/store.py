@@ -224,10 +224,12 @@ async def get_events(services: Services, run_id: str, after_seq: int, last_seq: 
     return [StreamEvent(seq, 0, attempt, name, data.encode()) for seq, attempt, name, data in rows]
 
 
-def insert_run(project_id: str, run: Run, new_thread: Thread | None = None) -> tuple[RunRecord, list[Bound], list[RunEvent]]:
+def insert_run(
+    project_id: str, run: Run, new_thread: Thread | None = None, *, provider: str | None = None
+) -> tuple[RunRecord, list[Bound], list[RunEvent]]:
     """A new run in `queued`: its record, the statements that write it with its first events, and those events.
 
-    new_thread: the thread that was created with the run; its creation is then the run's first event.
+    new_thread: the thread that was created with the run; its creation is then the run's first event. provider: who answers its model.
     """
     events = created_run_events(run, new_thread)
     body = _encode(run).decode()
@@ -245,6 +247,7 @@ def insert_run(project_id: str, run: Run, new_thread: Thread | None = None) -> t
         lease_owner=None,
         lease_until=record.lease_until,
         ended_at=None,
+        provider=provider,
     )
     return record, [row, *_event_rows(record, 0, events)], events
 

@@ -65,7 +65,7 @@ async def delete_thread(request: Request[None, None]) -> str:
     services, thread_id = request.services, request.path["thread_id"]
     for run_id in await store.delete_thread(services, request.project_id, thread_id):
         services.events.forget(run_id)
-        services.queue.put("run", run_id)  # its worker finds that the run is gone and stops
+        services.queue.put("run", run_id, to_all=True)  # its worker finds that the run is gone and stops
     return msgspec.json.encode(Deleted(thread_id, "thread.deleted")).decode()
 
 

@@ -3,7 +3,7 @@
 import sqlite3
 from pathlib import Path
 
-HEAD = "0002"
+HEAD = "0005"
 
 
 class MigrationFailed(Exception):
@@ -15,8 +15,19 @@ def migrate(connection: sqlite3.Connection, url: str) -> None:
 
     Raises MigrationFailed when a newer version of the program has written the database, or a statement is refused.
     """
-    if _revision(connection) == HEAD:
-        return
+    if _revision(connection) != HEAD:
+        _upgrade(url)
+
+
+def migrate_postgres(url: str) -> None:
+    """Bring the PostgreSQL database at `url` (postgresql://…) to `HEAD`; several processes may do so at a time.
+
+    Raises MigrationFailed when a statement is refused, the database cannot be reached, or a newer version has written it.
+    """
+    _upgrade(f"postgresql+psycopg://{url.partition('://')[2]}")
+
+
+def _upgrade(url: str) -> None:
     # Alembic takes a third of a second to import, and an up-to-date database does not need it.
     from alembic import command
     from alembic.config import Config

@@ -11,6 +11,10 @@ try:
         if _connection.dialect.name == "sqlite":
             # The driver itself would begin a transaction only with the first row, after the tables: half of them could stay behind.
             _connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            # One process at a time; and rather give up than hold up the servers that are running, who would wait behind this for a lock.
+            _connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('mini_assistant.migrations'))")
+            _connection.exec_driver_sql("SET LOCAL lock_timeout = '10s'")
         context.configure(connection=_connection, target_metadata=metadata)
         with context.begin_transaction():
             context.run_migrations()
