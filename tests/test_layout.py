@@ -89,6 +89,7 @@ MAY_IMPORT = {
 }
 
 IMPORTS_AGAINST_THE_RULE = {
+    ("app.py", "cluster.py"): "the part of the composition root that is loaded only when the settings ask for it",
     (
         "runs/commands.py",
         "http/routing.py",
@@ -99,6 +100,7 @@ IMPORTS_AGAINST_THE_RULE = {
 ROLES = {
     "__main__.py": "main",
     "app.py": "app",
+    "cluster.py": "app",
     "settings.py": "settings",
     "services.py": "seam",
     "pagination.py": "rows",
@@ -167,13 +169,13 @@ def imports_point_down(module: Module) -> Iterator[str]:
 def concrete_backends_are_named_in_app_only(module: Module) -> Iterator[str]:
     folder = module.path.split("/")[0]
     for imported in imported_modules(module):
-        if role_of(imported) == "backend" and module.path != "app.py" and imported.split("/")[0] != folder:
+        if role_of(imported) == "backend" and module.path not in ("app.py", "cluster.py") and imported.split("/")[0] != folder:
             yield f"{module.path} names the backend {imported}"
 
 
 def app_is_imported_by_main_only(module: Module) -> Iterator[str]:
-    if "app.py" in imported_modules(module) and module.path != "__main__.py":
-        yield f"{module.path} imports app.py"
+    if {"app.py", "cluster.py"} & imported_modules(module) and module.path not in ("__main__.py", "app.py"):
+        yield f"{module.path} imports the composition root"
 
 
 # ---- who may touch what ------------------------------------------------------------------------------------------------------------
@@ -186,7 +188,10 @@ BROAD_EXCEPT_ALLOWED = {
     ("runs/tool_calls.py", "_run_call"): "a tool's failure is read by the model",
     ("sandboxes/guest/agent.py", "_run_guarded"): "whatever code raises is its own output",
 }
-IMPORT_INSIDE_ALLOWED = {("db/migrations/__init__.py", "_upgrade"): "Alembic is slow to import, and most starts have nothing to migrate"}
+IMPORT_INSIDE_ALLOWED = {
+    ("db/migrations/__init__.py", "_upgrade"): "Alembic is slow to import, and most starts have nothing to migrate",
+    ("app.py", "_cluster"): "the embedded server needs none of it, and may not have it",
+}
 PRINT_ALLOWED = {"__main__.py"}
 
 

@@ -1,4 +1,5 @@
-"""The command line: `serve` runs the server, `check` says whether it could, `sandbox prepare` installs what runs code, `models probe` asks
+"""The command line: `serve` runs the server, `worker` works for servers that share a PostgreSQL, `migrate` brings that to the shape that
+they need, `check` says whether all could run, `sandbox prepare` installs what runs code, `models probe` asks
 an endpoint what it does with a model.
 """
 
@@ -39,6 +40,20 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", help="address to listen on (127.0.0.1)")
     serve.add_argument("--port", type=int, help="port to listen on (8000); 0 takes a free one")
     serve.set_defaults(run=_serve)
+    worker = commands.add_parser(
+        "worker",
+        help="execute runs and ingest files for servers that share a PostgreSQL",
+        description="Execute runs and ingest files for servers that share a PostgreSQL, until Ctrl-C.",
+    )
+    worker.add_argument("--kinds", choices=("all", "runs", "ingest"), default="all", help="what to work on (all)")
+    worker.add_argument("--probe-port", type=int, help="port on which GET /health and /health/live are answered (none)")
+    worker.set_defaults(run=_work)
+    migrate = commands.add_parser(
+        "migrate",
+        help="bring a PostgreSQL to the shape that this version needs",
+        description="Bring the PostgreSQL of database_url to the shape that this version needs. Servers may go on meanwhile.",
+    )
+    migrate.set_defaults(run=_migrate)
     check = commands.add_parser(
         "check", help="try each part of the server", description="Try each part of the server and say what is wrong."
     )
@@ -65,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument("--json", action="store_true", help="print one JSON object instead")
     probe.add_argument("--config", type=Path, help="config file (TOML); see docs/settings.md")
     probe.set_defaults(run=_probe)
-    for command in (serve, check, prepare):
+    for command in (serve, worker, migrate, check, prepare):
         command.add_argument("--data-dir", type=Path, help="folder of the embedded database (data)")
         command.add_argument("--config", type=Path, help="config file (TOML); see docs/settings.md")
     return parser
@@ -74,6 +89,17 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(settings: Settings, _options: argparse.Namespace) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(app.serve(settings, _announce))
+    return 0
+
+
+def _work(settings: Settings, options: argparse.Namespace) -> int:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(app.work(settings, app.worker_kinds(options.kinds), options.probe_port, _announce))
+    return 0
+
+
+def _migrate(settings: Settings, _options: argparse.Namespace) -> int:
+    _announce(app.migrate_database(settings))
     return 0
 
 

@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
+import importlib.util
 import logging
 import signal
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+import types
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Mapping
 
 import msgspec
 import uvicorn
@@ -17,6 +20,7 @@ from mini_assistant.db.sqlite import SqliteDatabase
 from mini_assistant.errors import BackendError, ConfigError, ModelError
 from mini_assistant.events.local import LocalEventBus
 from mini_assistant.files import routes as file_routes
+from mini_assistant.files.blobs.base import BlobStore
 from mini_assistant.files.blobs.disk import DiskBlobStore
 from mini_assistant.files.uploads import routes as upload_routes
 from mini_assistant.http import health, model_list
@@ -38,6 +42,7 @@ from mini_assistant.models.provider_limits import ProviderLimits, limits_of
 from mini_assistant.models.rerank.base import Reranker
 from mini_assistant.models.rerank.endpoint import RerankEndpoint
 from mini_assistant.models.routing import BUILTIN, OPENAI, RoutedModels, find_route, provider_names
+from mini_assistant.queue.base import TaskKind
 from mini_assistant.queue.local import LocalTaskQueue
 from mini_assistant.runs import routes as run_routes
 from mini_assistant.runs.leases import free_all_leases
@@ -52,7 +57,7 @@ from mini_assistant.sandboxes.process import ProcessSandbox
 from mini_assistant.sandboxes.unsafe import UnsafeSandbox
 from mini_assistant.sandboxes.wasm import WasmSandbox
 from mini_assistant.sandboxes.wasm_prepare import prepare_wasm
-from mini_assistant.services import Services
+from mini_assistant.services import Backends, Services
 from mini_assistant.settings import ModelSettings, ProviderSettings, Settings
 from mini_assistant.threads import routes as thread_routes
 from mini_assistant.tools.code_interpreter import CodeInterpreter
@@ -87,9 +92,51 @@ def all_routes() -> list[Route]:
     return [*routes, openapi_route(routes)]
 
 
-def build_database(settings: Settings) -> SqliteDatabase:
-    """The database that the settings name, not opened yet."""
-    return SqliteDatabase(settings.data_dir / DATABASE_FILE)
+async def _open_embedded(settings: Settings, stack: contextlib.AsyncExitStack) -> Backends:
+    """Everything in this process, which owns its database alone."""
+    db = SqliteDatabase(settings.data_dir / DATABASE_FILE)
+    await db.open()
+    stack.push_async_callback(db.close)
+    index = SegmentIndex(db, cache_bytes_max=settings.index_cache_bytes_max)
+    stack.push_async_callback(index.close)
+    events = LocalEventBus(
+        ring_bytes_max=settings.event_ring_bytes_max,
+        memory_bytes_max=settings.event_memory_bytes_max,
+        retention_seconds=settings.event_retention_seconds,
+    )
+    return Backends(db, LocalTaskQueue(), events, index, SystemClock())
+
+
+def _cluster() -> types.ModuleType:
+    """The module of the backends for many processes; see there. Raises ConfigError when its packages are not installed."""
+    missing = [name for name in ("asyncpg", "procrastinate", "psycopg", "obstore") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"PostgreSQL and S3 need further packages ({', '.join(missing)}): make setup-scale-out installs them.")
+    from mini_assistant import cluster  # here, because the embedded server needs none of it, and may not have it
+
+    return cluster
+
+
+def build_blobs(settings: Settings) -> BlobStore:
+    """Where the settings keep the bytes of files. Raises ConfigError for an address that is none."""
+    if not settings.blobs_url:
+        return DiskBlobStore(settings.data_dir / BLOBS_FOLDER)
+    return _cluster().build_blobs(settings)
+
+
+def worker_kinds(named: str) -> Collection[TaskKind]:
+    """What `workers`, or `--kinds`, names: all, runs, ingest or none. Raises ConfigError for anything else."""
+    kinds: dict[str, Collection[TaskKind]] = {"all": ("run", "ingest"), "runs": ("run",), "ingest": ("ingest",), "none": ()}
+    if named not in kinds:
+        raise ConfigError(f"'workers' must be all, runs, ingest or none, but is '{named}'.")
+    return kinds[named]
+
+
+def _check_cluster(settings: Settings, kinds: Collection[TaskKind]) -> None:
+    if settings.database_url and not settings.database_url.startswith(("postgresql://", "postgres://")):
+        raise ConfigError("'database_url' must begin with postgresql://, as in postgresql://user:password@host/name.")
+    if not settings.database_url and len(kinds) < 2:
+        raise ConfigError("Without database_url nobody else can do the work of this server: 'workers' must be all.")
 
 
 def build_models(settings: Settings) -> tuple[RoutedModels, BuiltinModel | None]:
@@ -184,18 +231,17 @@ async def _try_named_sandbox(settings: Settings, sandbox: Sandbox) -> None:
 
 
 @contextlib.asynccontextmanager
-async def open_services(settings: Settings) -> AsyncGenerator[Services]:
-    """All parts, ready to be used. Raises StoreUnavailable when the database cannot be opened."""
+async def open_services(settings: Settings, kinds: Collection[TaskKind] = ("run", "ingest")) -> AsyncGenerator[Services]:
+    """All parts, ready to be used. kinds: what this process works on. Raises StoreUnavailable when the database cannot be opened."""
+    _check_cluster(settings, kinds)
     async with contextlib.AsyncExitStack() as stack:
-        db = build_database(settings)
-        await db.open()
-        stack.push_async_callback(db.close)
+        backends = await (_cluster().open_cluster(settings, kinds, stack) if settings.database_url else _open_embedded(settings, stack))
         models, builtin = build_models(settings)
         stack.push_async_callback(models.close)
         if builtin is not None:
             warming_up = asyncio.create_task(_warm_up(builtin))
             stack.callback(warming_up.cancel)
-        blobs = DiskBlobStore(settings.data_dir / BLOBS_FOLDER)
+        blobs = build_blobs(settings)
         stack.push_async_callback(blobs.close)
         parser = ParserProcesses(settings)
         stack.push_async_callback(parser.close)
@@ -204,35 +250,30 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         reranker = build_reranker(settings)
         if reranker is not None:
             stack.push_async_callback(reranker.close)
-        index = SegmentIndex(db, cache_bytes_max=settings.index_cache_bytes_max)
-        stack.push_async_callback(index.close)
         sandbox = build_sandbox(settings)
         stack.push_async_callback(sandbox.close)
         await _try_named_sandbox(settings, sandbox)
         sandbox_sessions = SandboxSessions(sandbox, settings)
         stack.push_async_callback(sandbox_sessions.close)
         services = Services(
-            db=db,
-            queue=LocalTaskQueue(),
-            events=LocalEventBus(
-                ring_bytes_max=settings.event_ring_bytes_max,
-                memory_bytes_max=settings.event_memory_bytes_max,
-                retention_seconds=settings.event_retention_seconds,
-            ),
+            db=backends.db,
+            queue=backends.queue,
+            events=backends.events,
             models=models,
             blobs=blobs,
             parser=parser,
             embedder=embedder,
             reranker=reranker,
-            index=index,
+            index=backends.index,
             tools={"file_search": FileSearch(), "code_interpreter": CodeInterpreter(sandbox_sessions)},
-            clock=SystemClock(),
+            clock=backends.clock,
             settings=settings,
         )
-        # The database is locked to this process, so whoever held a run or a file before is gone.
-        await free_all_leases(services)
-        await ingest_tasks.free_all_leases(services)
-        await asyncio.to_thread(delete_copies, services)
+        if not settings.database_url:
+            # The database is locked to this process, so whoever held a run or a file before is gone.
+            await free_all_leases(services)
+            await ingest_tasks.free_all_leases(services)
+            await asyncio.to_thread(delete_copies, services)
         yield services
 
 
@@ -251,24 +292,71 @@ async def running_server(settings: Settings) -> AsyncGenerator[str]:
     Raises ConfigError when it cannot listen, and StoreUnavailable when the database cannot be opened.
     """
     # Clients can connect as soon as the address is taken; they are answered when all is open.
+    kinds = worker_kinds(settings.workers)
     with contextlib.closing(_listener(settings)) as listener:
-        async with open_services(settings) as services:
-            server = _HttpServer(_uvicorn_config(settings, Api(services, all_routes())))
-            workers = [asyncio.create_task(work) for work in (Worker(services).run(), IngestWorker(services).run())]
-            for worker in workers:
-                worker.add_done_callback(_report_end)
-            serving = asyncio.create_task(server.serve([listener]))
+        async with (
+            open_services(settings, kinds) as services,
+            _working(services, kinds) as worker,
+            _answering(services, listener, all_routes()) as address,
+        ):
             try:
-                host, port = listener.getsockname()[:2]
-                yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+                yield address
             finally:
-                server.should_exit = True
-                await asyncio.wait([serving], timeout=settings.shutdown_grace_seconds)
-                services.events.close()  # streams that are still open end in order
-                await serving
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
+                await _drain(services, worker)
+
+
+@contextlib.asynccontextmanager
+async def running_worker(settings: Settings, kinds: Collection[TaskKind], port: int | None) -> AsyncGenerator[str]:
+    """A worker inside this process; gives the address of its probes, empty when `port` is None. Raises as `running_server`."""
+    async with contextlib.AsyncExitStack() as stack:
+        listener = None
+        if port is not None:
+            listener = stack.enter_context(contextlib.closing(_listener(dataclasses.replace(settings, port=port))))
+        services = await stack.enter_async_context(open_services(settings, kinds))
+        worker = await stack.enter_async_context(_working(services, kinds))
+        address = await stack.enter_async_context(_answering(services, listener, list(health.ROUTES))) if listener else ""
+        try:
+            yield address
+        finally:
+            await _drain(services, worker)
+
+
+async def _drain(services: Services, worker: Worker) -> None:
+    """Ask for nothing new any more, and let the runs in progress go on for `drain_seconds`, with requests still answered."""
+    services.draining.set()
+    await worker.drain(services.settings.drain_seconds)
+
+
+@contextlib.asynccontextmanager
+async def _answering(services: Services, listener: socket.socket, routes: list[Route]) -> AsyncGenerator[str]:
+    """Requests are answered; at the end open ones may go on for `shutdown_grace_seconds`. Gives the address."""
+    settings = services.settings
+    server = _HttpServer(_uvicorn_config(settings, Api(services, routes)))
+    serving = asyncio.create_task(server.serve([listener]))
+    try:
+        host, port = listener.getsockname()[:2]
+        yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    finally:
+        server.should_exit = True
+        await asyncio.wait([serving], timeout=settings.shutdown_grace_seconds)
+        services.events.close()  # streams that are still open end in order
+        await serving
+
+
+@contextlib.asynccontextmanager
+async def _working(services: Services, kinds: Collection[TaskKind]) -> AsyncGenerator[Worker]:
+    """Runs are executed and files ingested; at the end what is in progress is handed back, for others to go on with."""
+    run_worker = Worker(services)
+    works = {"run": run_worker.run, "ingest": IngestWorker(services).run}
+    workers = [asyncio.create_task(works[kind]()) for kind in kinds]
+    for worker in workers:
+        worker.add_done_callback(_report_end)
+    try:
+        yield run_worker
+    finally:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
 
 
 def _report_end(worker: "asyncio.Task[None]") -> None:
@@ -328,6 +416,29 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         await stopping.wait()
 
 
+async def work(settings: Settings, kinds: Collection[TaskKind], port: int | None, announce: Callable[[str], None]) -> None:
+    """Run a worker until SIGINT or SIGTERM. port: where its probes are answered, None for nowhere. announce: as in `serve`.
+
+    Raises ConfigError without `database_url`: a worker works for servers that are other processes.
+    """
+    if not settings.database_url:
+        raise ConfigError("A worker needs database_url, as in postgresql://user:password@host/name; with SQLite the server works itself.")
+    stopping = _stop_signal()
+    async with running_worker(settings, kinds, port) as address:
+        announce(f"The worker is ready{f', its probes at {address}/health' if address else ''}.")
+        await stopping.wait()
+
+
+def migrate_database(settings: Settings) -> str:
+    """Bring the PostgreSQL of the settings to the shape that this version needs; returns a line about it.
+
+    Servers of the version before may go on beside it. Raises ConfigError without `database_url`, and StoreUnavailable.
+    """
+    if not settings.database_url:
+        raise ConfigError("Only PostgreSQL is migrated by hand: set database_url. SQLite is migrated by the start of its server.")
+    return _cluster().migrate_database(settings)
+
+
 def model_line(settings: Settings) -> str:
     """One line that says which model answers, and how to have another."""
     if provider_names(settings) == [BUILTIN]:
@@ -351,19 +462,18 @@ def prepare_sandbox(settings: Settings, environment: str, tell: Callable[[str], 
 
 async def checked_parts(settings: Settings) -> Mapping[str, str | BackendError]:
     """Try each part of the server; what it says of itself, or why it cannot be used."""
-    database = build_database(settings)
     models, _ = build_models(settings)
     embedder = build_embedder(settings)
     reranker = build_reranker(settings)
     sandbox = build_sandbox(settings)
     try:
         parts = {
-            "database": await _outcome(database.check()),
-            "files": await _outcome(DiskBlobStore(settings.data_dir / BLOBS_FOLDER).check()),
+            "database": await _outcome(_check_database(settings)),
+            "files": await _outcome(_check_blobs(settings)),
             "model": await _outcome(models.check()),
             "embedder": await _outcome(embedder.check()),
             "sandbox": await _outcome(sandbox.check()),
-            "queue": "in this process; runs that wait are rows of the database",
+            "queue": await _outcome(_check_queue(settings)),
         }
         return parts if reranker is None else {**parts, "re-ranker": await _outcome(reranker.check())}
     finally:
@@ -372,6 +482,27 @@ async def checked_parts(settings: Settings) -> Mapping[str, str | BackendError]:
         await sandbox.close()
         if reranker is not None:
             await reranker.close()
+
+
+async def _check_database(settings: Settings) -> str:
+    if not settings.database_url:
+        return await SqliteDatabase(settings.data_dir / DATABASE_FILE).check()
+    async with contextlib.AsyncExitStack() as stack:
+        return await (await _cluster().open_cluster(settings, (), stack)).db.check()
+
+
+async def _check_blobs(settings: Settings) -> str:
+    blobs = build_blobs(settings)
+    try:
+        return await blobs.check()
+    finally:
+        await blobs.close()
+
+
+async def _check_queue(settings: Settings) -> str:
+    if not settings.database_url:
+        return "in this process; runs that wait are rows of the database"
+    return await _cluster().check_queue(settings)
 
 
 async def _outcome(check: Awaitable[str]) -> str | BackendError:

@@ -399,5 +399,6 @@ CASES = {
     "listModels": Case(),
     "retrieveModel": Case(),
     "getHealth": Case(),
+    "getLiveness": Case(),
     "getOpenapi": Case(),
 }

@@ -86,7 +86,7 @@ async def test_the_key_is_asked_for_before_anything_is_told(http: aiohttp.Client
 
 
 async def test_public_routes_need_no_key(http: aiohttp.ClientSession) -> None:
-    assert {route.path for route in all_routes() if route.public} == {"/health", "/openapi.json"}
+    assert {route.path for route in all_routes() if route.public} == {"/health", "/health/live", "/openapi.json"}
     for path in ("/health", "/v1/health", "/openapi.json", "/v1/openapi.json"):
         assert await status_of(http, path) == 200
         assert await status_of(http, path, Authorization="Bearer wrong", **{"Sec-Fetch-Site": "cross-site"}) == 200

@@ -477,7 +477,7 @@ async def test_a_run_whose_worker_is_lost_while_it_is_cancelled_is_cancelled_by_
     async with working(services):
         await asyncio.sleep(0.2)
         assert (await run_row(services, run)).status == "cancelling", "its worker may still tell what it had"
-        assert await leases.get_waiting_runs(services, 10) == []
+        assert await leases.get_due_runs(services, 10) == []
         clock.advance(LEASE_SECONDS + 1)
         await until_status(services, run, "cancelled")
 

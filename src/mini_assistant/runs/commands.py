@@ -117,9 +117,7 @@ async def _assistant(request: Request[RunParameters, object]) -> Assistant:
 async def _start(request: Request[object, object], run: Run, before: list[Bound], new_thread: Thread | None = None) -> StartedRun:
     """before: what is written first, in the same list: the thread, or the guard that it is there, and messages."""
     services = request.services
-    record, rows, events = store.insert_run(
-        request.project_id, run, new_thread, provider=services.models.provider_or_none(run.model)
-    )
+    record, rows, events = store.insert_run(request.project_id, run, new_thread, provider=services.models.provider_or_none(run.model))
     body = msgspec.json.encode(run).decode()
     numbered = [(place, event.name, event.data) for place, event in enumerate(events, start=1)]
     statements = [*before, *rows, *request.remember(body, run_id=run.id, after_seq=0)]

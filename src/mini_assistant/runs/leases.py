@@ -22,7 +22,7 @@ _renew = Query(
         _is_leased,
     )
     .values(lease_until=sa.bindparam("until"))
-    .returning(runs.c.id)
+    .returning(runs.c.id, runs.c.status)
 )
 _hand_back = Query(
     sa.update(runs)
@@ -30,12 +30,12 @@ _hand_back = Query(
     .values(lease_until=sa.literal(0.0), lease_owner=sa.null())
 )
 _free_all = Query(sa.update(runs).where(_is_leased).values(lease_until=sa.literal(0.0), lease_owner=sa.null()))
-_select_waiting = Query(
+_select_due = Query(
     sa.select(runs.c.id)
     .where(
         run_is_active,
         runs.c.lease_until < sa.bindparam("now"),
-        sa.or_(status_in("queued", "in_progress", "cancelling"), runs.c.expires_at <= sa.bindparam("now")),
+        sa.or_(status_in("cancelling"), runs.c.expires_at <= sa.bindparam("now")),
     )
     .order_by(runs.c.lease_until, runs.c.seq)
     .limit(sa.bindparam("row_limit", type_=sa.Integer))
@@ -51,12 +51,15 @@ _forget_ended = Query(
 
 
 async def renew_leases(services: Services, owner: str, attempts: Mapping[str, int], until: float) -> list[str]:
-    """Say that a worker lives: its runs (id to attempt) stay its own until a unix time. Returns those that are not its own any more."""
+    """Say that a worker lives: its runs (id to attempt) stay its own until a unix time.
+
+    Returns those that it has to look at: they are not its own any more, or are being cancelled.
+    """
     if not attempts:
         return []
     held = list(attempts)
     rows = await services.db.write([_renew(run_id=run_id, seen_attempt=attempts[run_id], owner=owner, until=until) for run_id in held])
-    return [run_id for run_id, found in zip(held, rows, strict=True) if not found]
+    return [run_id for run_id, found in zip(held, rows, strict=True) if not found or found[0][1] == "cancelling"]
 
 
 async def hand_back_leases(services: Services, owner: str) -> None:
@@ -69,9 +72,9 @@ async def free_all_leases(services: Services) -> None:
     await services.db.write([_free_all()])
 
 
-async def get_waiting_runs(services: Services, limit: int) -> list[str]:
-    """Ids of runs without a live lease that can be worked on or have expired, the longest without a lease first."""
-    rows = await services.db.read(_select_waiting(now=services.clock.now(), row_limit=limit))
+async def get_due_runs(services: Services, limit: int) -> list[str]:
+    """Ids of runs without a live lease that are to be ended: cancelled ones, and those that have expired."""
+    rows = await services.db.read(_select_due(now=services.clock.now(), row_limit=limit))
     return [row[0] for row in rows]
 
 

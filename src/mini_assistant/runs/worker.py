@@ -1,11 +1,12 @@
 """Executes runs: claims them, keeps their leases alive, and ends them when they are cancelled, expire or fail.
 
-One worker a process. It hears of runs from the queue, and from its own sweep, which finds what the queue has lost.
+One worker a process. It hears of runs from the queue, and from its own sweep, which finds what the queue has lost. While it has no place
+for a run that it hears of, that run waits in its row, and the next one is chosen among all that wait (`claims.FairOrder`).
 """
 
 import asyncio
 import logging
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Coroutine
 from typing import Any
 
@@ -15,6 +16,7 @@ from mini_assistant.http.idempotency import delete_kept_answers
 from mini_assistant.ids import new_id
 from mini_assistant.pagination import forget_deleted_cursors
 from mini_assistant.runs import leases
+from mini_assistant.runs.claims import FairOrder
 from mini_assistant.runs.endings import end_run
 from mini_assistant.runs.loop import RunExecution, get_past
 from mini_assistant.runs.schema import LastError
@@ -26,6 +28,9 @@ from mini_assistant.vector_stores.sweep import sweep_vector_stores
 log = logging.getLogger("mini_assistant.runs")
 
 _SWEEP_ROWS_MAX = 1000
+# Of those that wait, so many are read at a time, and what has been read is believed for so long: a new project waits no longer than that.
+_CANDIDATES_MAX = 32
+_CANDIDATE_SECONDS = 0.1
 _SOMETHING_WRONG = LastError("server_error", "Sorry, something went wrong.")
 
 
@@ -37,8 +42,14 @@ class Worker:
         self._owner = new_id("worker")
         # Runs that are being executed; the loop's own task is there once the run has been claimed.
         self._running: dict[str, _RunningRun] = {}
-        # Runs that wait for a place, in their order.
-        self._backlog: OrderedDict[str, None] = OrderedDict()
+        settings = services.settings
+        provider_limits = {name: limit for name, provider in settings.providers.items() if (limit := provider.runs_max) is not None}
+        self._order = FairOrder(settings.project_runs_max, provider_limits)
+        # Whether runs may wait that this process has heard of, and the next of them as they were read a moment ago.
+        self._has_waiting = False
+        self._candidates: deque[str] = deque()
+        self._candidates_until = 0.0
+        self._is_choosing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopping = False
 
@@ -49,6 +60,8 @@ class Worker:
                 group.create_task(self._consume())
                 group.create_task(self._keep_leases())
                 group.create_task(self._sweep_regularly())
+                if self._order.has_limits:
+                    group.create_task(self._look_for_waiting_regularly())
         finally:
             self._is_stopping = True
             for task in self._tasks:
@@ -56,28 +69,65 @@ class Worker:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self._survive(leases.hand_back_leases(self._services, self._owner))
 
+    async def drain(self, seconds: float) -> None:
+        """Take no more runs, and wait so long for those in progress."""
+        self._is_stopping = True
+        attending = [running.attending for running in self._running.values() if running.attending is not None]
+        if attending:
+            await asyncio.wait(attending, timeout=seconds)
+
     async def _consume(self) -> None:
         while True:
             self._offer(await self._services.queue.get("run"))
 
     def _offer(self, run_id: str) -> None:
-        if self._is_stopping:
-            return  # another worker finds it, or this one when it is started again
         running = self._running.get(run_id)
         if running is not None:
             running.is_offered_again = True
             self._start(self._look_again(running))
-        elif len(self._running) >= self._services.settings.run_concurrency_max:
-            self._backlog[run_id] = None
+        elif self._is_stopping:
+            return  # another worker finds it, or this one when it is started again
+        elif not self._has_place:
+            self._has_waiting = True
             self._start(self._end_if_due(run_id))  # ending a run takes no place
         else:
             running = self._running[run_id] = _RunningRun(run_id)
-            self._start(self._attend(running))
+            running.attending = self._start(self._attend(running))
 
-    def _start(self, work: Coroutine[Any, Any, object]) -> None:
+    @property
+    def _has_place(self) -> bool:
+        return len(self._running) < self._services.settings.run_concurrency_max
+
+    async def _take_waiting(self) -> None:
+        """Fill the free places with runs that wait, in their fair order."""
+        if self._is_choosing:
+            return
+        self._is_choosing, time = True, asyncio.get_running_loop().time
+        try:
+            while self._has_waiting and self._has_place and not self._is_stopping:
+                if not self._candidates or time() > self._candidates_until:
+                    self._has_waiting = False  # until the queue tells of another one, also while this reads
+                    found = await self._order.next_runs(self._services, _CANDIDATES_MAX)
+                    self._candidates = deque(run_id for run_id in found if run_id not in self._running)
+                    self._candidates_until = time() + _CANDIDATE_SECONDS
+                if self._candidates:
+                    self._has_waiting = True
+                    self._offer(self._candidates.popleft())
+        finally:
+            self._is_choosing = False
+
+    async def _look_for_waiting_regularly(self) -> None:
+        """A run that a limit has held back is told of by nobody when the limit allows it."""
+        while True:
+            await asyncio.sleep(self._services.settings.claim_interval_seconds)
+            self._has_waiting = True
+            await self._survive(self._take_waiting())
+
+    def _start(self, work: Coroutine[Any, Any, object]) -> "asyncio.Task[None]":
         task = asyncio.create_task(self._survive(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _survive(self, work: Coroutine[Any, Any, object]) -> None:
         """The outer boundary: whatever goes wrong with one run is logged, and the worker goes on."""
@@ -98,8 +148,8 @@ class Worker:
                 await self._execute(running, execution)
         finally:
             del self._running[running.run_id]
-            while self._backlog and len(self._running) < self._services.settings.run_concurrency_max:
-                self._offer(self._backlog.popitem(last=False)[0])
+            if self._has_waiting:
+                self._start(self._take_waiting())
             if running.is_offered_again:  # it may have been continued while this was coming to its end
                 self._offer(running.run_id)
 
@@ -128,7 +178,9 @@ class Worker:
             return None
         status, lease = record.run.status, self._lease()
         if status == "queued":
-            claiming = transition_run(services, record, "in_progress", lease=lease)
+            provider = services.models.provider_or_none(record.run.model) if self._order.has_limits else None
+            limits = self._order.limits_of_claim(record, provider)
+            claiming = transition_run(services, record, "in_progress", lease=lease, extra_statements=limits)
         else:
             claiming = take_over_run(services, record, lease)
         claimed, past = await asyncio.gather(claiming, get_past(services, record))
@@ -224,11 +276,13 @@ class Worker:
             await asyncio.sleep(self._services.settings.sweep_interval_seconds)
 
     async def _sweep(self) -> None:
-        """Offer what waits, and drop what is old."""
+        """Take what waits, end what is to be ended, and drop what is old."""
         services = self._services
-        for waiting in await leases.get_waiting_runs(services, _SWEEP_ROWS_MAX):
-            if waiting not in self._running:
-                self._offer(waiting)
+        for due in await leases.get_due_runs(services, _SWEEP_ROWS_MAX):
+            if due not in self._running:
+                self._offer(due)
+        self._has_waiting = True
+        await self._take_waiting()
         services.events.prune()
         now, settings = services.now(), services.settings
         await leases.delete_old_events(services)
@@ -241,11 +295,12 @@ class Worker:
 
 
 class _RunningRun:
-    """A run that this worker attends to. `task` is its loop, None until it has been claimed."""
+    """A run that this worker attends to. `attending` does so from the claim to the end; `task` is its loop, None until it is claimed."""
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
         self.attempt = 0
         self.is_offered_again = False
+        self.attending: asyncio.Task[None] | None = None
         self.task: asyncio.Task[None] | None = None
         self.deadline: asyncio.TimerHandle | None = None
