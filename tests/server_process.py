@@ -15,6 +15,8 @@ START_TIMEOUT_SECONDS = 60.0
 class ServerProcess:
     """`mini-assistant serve`. `address` is known once `start` has returned."""
 
+    arguments: tuple[str, ...] = ("-m", "mini_assistant", "serve", "--port", "0")
+
     def __init__(self, data_dir: Path, environment: Mapping[str, str]) -> None:
         self.data_dir = data_dir
         self.environment = dict(environment)
@@ -23,10 +25,8 @@ class ServerProcess:
 
     def start(self) -> None:
         """Start the server and wait until it accepts requests. Raises RuntimeError when it does not in time."""
-        self._process = _started(
-            [sys.executable, "-m", "mini_assistant", "serve", "--port", "0", "--data-dir", str(self.data_dir)], self.environment
-        )
-        self.address = _line_with(self._process, "is ready at ").rsplit(" ", 1)[1].removesuffix("/v1")
+        self._process = _started([sys.executable, *self.arguments, "--data-dir", str(self.data_dir)], self.environment)
+        self.address = _address_in(_line_with(self._process, " is ready"))
 
     @property
     def pid(self) -> int:
@@ -39,6 +39,24 @@ class ServerProcess:
         self._process.send_signal(signal.SIGKILL)
         self._process.communicate(timeout=10)  # closes the pipe too, as `wait` does not
 
+    def freeze(self) -> None:
+        """Let it do nothing more until `thaw`."""
+        self.send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen process go on."""
+        self.send(signal.SIGCONT)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has been started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
     def stop(self) -> int:
         """End it as an operator would; returns its exit status."""
         assert self._process is not None
@@ -50,6 +68,16 @@ class ServerProcess:
             self.kill()
             raise
         return self._process.returncode
+
+
+class WorkerProcess(ServerProcess):
+    """`mini-assistant worker`; `address` is that of its probes."""
+
+    arguments = ("-m", "mini_assistant", "worker", "--probe-port", "0")
+
+
+def _address_in(line: str) -> str:
+    return next(word for word in line.split() if word.startswith("http")).rstrip(".").removesuffix("/v1").removesuffix("/health")
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from mini_assistant import __version__, app
 from mini_assistant.errors import BackendError, ConfigError
 from mini_assistant.settings import Settings, load_settings
 
-_FLAGS = ("host", "port", "data_dir")
+_FLAGS = ("host", "port", "data_dir", "database_url")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,6 +53,8 @@ def _parser() -> argparse.ArgumentParser:
         help="bring a PostgreSQL to the shape that this version needs",
         description="Bring the PostgreSQL of database_url to the shape that this version needs. Servers may go on meanwhile.",
     )
+    migrate.add_argument("--from", dest="source", help="an embedded database to move into it, such as sqlite:data; its server is stopped")
+    migrate.add_argument("--to", dest="database_url", help="the PostgreSQL, as postgresql://user:password@host/name (database_url)")
     migrate.set_defaults(run=_migrate)
     check = commands.add_parser(
         "check", help="try each part of the server", description="Try each part of the server and say what is wrong."
@@ -98,8 +100,11 @@ def _work(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
-def _migrate(settings: Settings, _options: argparse.Namespace) -> int:
-    _announce(app.migrate_database(settings))
+def _migrate(settings: Settings, options: argparse.Namespace) -> int:
+    if options.source is None:
+        _announce(app.migrate_database(settings))
+    else:
+        asyncio.run(app.transfer_database(settings, options.source, _announce))
     return 0
 
 

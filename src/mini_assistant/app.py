@@ -10,6 +10,7 @@ import signal
 import socket
 import types
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Mapping
+from pathlib import Path
 
 import msgspec
 import uvicorn
@@ -437,6 +438,36 @@ def migrate_database(settings: Settings) -> str:
     if not settings.database_url:
         raise ConfigError("Only PostgreSQL is migrated by hand: set database_url. SQLite is migrated by the start of its server.")
     return _cluster().migrate_database(settings)
+
+
+async def transfer_database(settings: Settings, source: str, announce: Callable[[str], None]) -> None:
+    """Move everything from an embedded server that is stopped to the PostgreSQL of the settings.
+
+    source: `sqlite:` and its data folder, or the file in it. Files go to `blobs_url`; without one they stay where they are, and `data_dir`
+    must be that folder. Raises ConfigError and StoreUnavailable.
+    """
+    file = _embedded_file(source)
+    if not settings.database_url:
+        raise ConfigError("--to (or database_url) must name a PostgreSQL, as in postgresql://user:password@host/name.")
+    if not settings.blobs_url and file.parent.resolve() != settings.data_dir.resolve():
+        raise ConfigError(f"Without blobs_url the files stay in {file.parent}: set --data-dir to it, for all servers and workers.")
+    embedded = SqliteDatabase(file)
+    await embedded.open()  # nobody else may write, and it has the shape of this version
+    blobs = DiskBlobStore(file.parent / BLOBS_FOLDER)
+    try:
+        await _cluster().transfer(settings, file, blobs, announce)
+    finally:
+        await blobs.close()
+        await embedded.close()
+
+
+def _embedded_file(source: str) -> Path:
+    scheme, _, place = source.partition(":")
+    path = Path(place.removeprefix("//"))
+    file = path / DATABASE_FILE if path.is_dir() else path
+    if scheme != "sqlite" or not file.is_file():
+        raise ConfigError(f"--from must name an embedded database that is there, such as sqlite:data, but is '{source}'.")
+    return file
 
 
 def model_line(settings: Settings) -> str:

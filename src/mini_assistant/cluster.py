@@ -6,11 +6,14 @@ Beside app.py, which loads this file only when the settings ask for it, the only
 import asyncio
 import contextlib
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Collection
+from pathlib import Path
 
 from mini_assistant.clock import DatabaseClock
 from mini_assistant.db.migrations import HEAD, MigrationFailed, migrate_postgres
 from mini_assistant.db.postgres import PostgresDatabase
+from mini_assistant.db.transfer import blob_keys, transfer_rows
 from mini_assistant.errors import BackendError, StoreUnavailable
 from mini_assistant.events.postgres import PostgresEventBus
 from mini_assistant.files.blobs.base import BlobStore
@@ -102,6 +105,27 @@ def migrate_database(settings: Settings) -> str:
         raise StoreUnavailable(f"The database cannot be migrated: {exc}.") from exc
     apply_schema(settings.database_url)
     return f"The database is at revision {HEAD}."
+
+
+async def transfer(settings: Settings, source: Path, source_blobs: BlobStore, tell: Callable[[str], None]) -> None:
+    """Move all rows of an embedded database, and all bytes of its files, to the database and the blob store of the settings.
+
+    source: the SQLite file, which no server uses. tell: told of the progress, a line at a time. Raises ConfigError when the target has
+    rows already, and StoreUnavailable; rows are written last, so what is told of is there whole, or can be done again.
+    """
+    tell(migrate_database(settings))
+    target = build_blobs(settings) if settings.blobs_url else source_blobs
+    try:
+        keys = await asyncio.to_thread(blob_keys, source)
+        if target is not source_blobs:
+            for key in keys:
+                await target.write(key, source_blobs.read(key), bytes_max=sys.maxsize)
+            tell(f"{len(keys)} blobs copied")
+    finally:
+        if target is not source_blobs:
+            await target.close()
+    for name, count in (await asyncio.to_thread(transfer_rows, source, settings.database_url)).items():
+        tell(f"{name}: {count} rows")
 
 
 async def check_queue(settings: Settings) -> str:
