@@ -73,7 +73,9 @@ class Settings:
     blobs_url: str = _setting("", "Where the bytes of files are kept, as s3://bucket/prefix; empty: a folder of `data_dir`.")
     s3_endpoint_url: str = _setting("", "Address of an S3 server that is not Amazon's, such as http://127.0.0.1:9000.")
     s3_region: str = _setting("", "Region of the bucket; empty: as the environment says (AWS_REGION), or us-east-1.")
-    s3_access_key_id: str = _setting("", "Key of S3; empty: as the environment, its files or the machine's role say.", secret=True)
+    s3_access_key_id: str = _setting(
+        "", "Key of S3; empty: as the environment (AWS_ACCESS_KEY_ID), a web identity or the machine's role say.", secret=True
+    )
     s3_secret_access_key: str = _setting("", "The secret of that key.", secret=True)
     workers: str = _setting("all", "What `serve` executes itself: all, runs, ingest, or none (`mini-assistant worker` does it).")
     log_level: str = _setting("info", "One of debug, info, warning, error.")

@@ -5,16 +5,20 @@ import errno
 import hashlib
 import os
 import random
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from mini_assistant.errors import BlobMissing, StoreUnavailable
 from mini_assistant.files.blobs.base import BlobStore, BlobTooLarge
 from mini_assistant.files.blobs.disk import DiskBlobStore
+from mini_assistant.files.blobs.s3 import S3BlobStore
 from mini_assistant.ids import new_blob_key
+from tests.s3_server import ACCESS_KEY_ID, SECRET_ACCESS_KEY, S3Server
 
+IMPLEMENTATIONS = ["disk", "s3"]
 MEGABYTE = 1024 * 1024
 
 
@@ -23,15 +27,41 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data" / "blobs"
 
 
-@pytest.fixture(params=["disk"])
-async def blobs(folder: Path) -> AsyncIterator[BlobStore]:
-    store = DiskBlobStore(folder)
-    yield store
-    await store.close()
+class Opened(NamedTuple):
+    """A new, empty store. place: how its check calls it. kept: the names of whatever it has left behind, finished or not."""
+
+    store: BlobStore
+    place: str
+    kept: Callable[[], list[str]]
+
+
+def opened_disk(folder: Path) -> Opened:
+    return Opened(DiskBlobStore(folder), str(folder), lambda: [path.name for path in kept_files(folder)])
+
+
+def opened_s3(server: S3Server, bucket: str) -> Opened:
+    def kept() -> list[str]:
+        return [key.removeprefix("some/prefix/") for key in server.keys(bucket) + server.uploads(bucket)]
+
+    url = f"s3://{bucket}/some/prefix"
+    store = S3BlobStore(url, endpoint_url=server.url, region="us-east-1", access_key_id=ACCESS_KEY_ID, secret_access_key=SECRET_ACCESS_KEY)
+    return Opened(store, url, kept)
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def opened(request: pytest.FixtureRequest, folder: Path) -> Opened:
+    if request.param == "s3":
+        return opened_s3(request.getfixturevalue("s3"), request.getfixturevalue("s3_bucket"))
+    return opened_disk(folder)
+
+
+@pytest.fixture
+async def blobs(opened: Opened) -> AsyncIterator[BlobStore]:
+    yield opened.store
+    await opened.store.close()
 
 
 def kept_files(folder: Path) -> list[Path]:
-    """Whatever the disk store has left behind, finished or not."""
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
@@ -56,7 +86,9 @@ async def all_of(blobs: BlobStore, key: str, start: int = 0, end: int | None = N
     return b"".join([piece async for piece in blobs.read(key, start, end)])
 
 
-@pytest.mark.parametrize("sizes", [[], [0], [1], [MEGABYTE], [MEGABYTE - 1, 1, 1], [70_000] * 40, [3 * MEGABYTE + 7, 5]], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [[], [0], [1], [MEGABYTE], [MEGABYTE - 1, 1, 1], [70_000] * 40, [3 * MEGABYTE + 7, 5], [MEGABYTE] * 13], ids=str
+)
 async def test_bytes_come_back_with_their_size_and_hashes(blobs: BlobStore, sizes: list[int]) -> None:
     pieces = [random.Random(size).randbytes(size) for size in sizes]
     whole = b"".join(pieces)
@@ -76,24 +108,24 @@ async def test_a_part_is_read(blobs: BlobStore) -> None:
         assert await all_of(blobs, key, start, end) == whole[start:end]
 
 
-async def test_nothing_is_kept_of_too_many_bytes(blobs: BlobStore, folder: Path) -> None:
+async def test_nothing_is_kept_of_too_many_bytes(blobs: BlobStore, opened: Opened) -> None:
     for pieces in ([b"x" * 101], [b"x" * 100, b"y"], [b"x" * MEGABYTE] * 3):
         key = new_blob_key()
         with pytest.raises(BlobTooLarge):
             await blobs.write(key, pieces_of(*pieces), bytes_max=100)
         with pytest.raises(BlobMissing):
             await all_of(blobs, key)
-    assert kept_files(folder) == []
+    assert opened.kept() == []
 
 
-async def test_nothing_is_kept_when_the_bytes_stop_coming(blobs: BlobStore, folder: Path) -> None:
-    for size in (10, 3 * MEGABYTE):
+async def test_nothing_is_kept_when_the_bytes_stop_coming(blobs: BlobStore, opened: Opened) -> None:
+    for size in (10, 3 * MEGABYTE, 12 * MEGABYTE):
         with pytest.raises(ZeroDivisionError):
             await blobs.write(new_blob_key(), broken_after([b"x" * size], ZeroDivisionError()), bytes_max=100 * MEGABYTE)
-    assert kept_files(folder) == []
+    assert opened.kept() == []
 
 
-async def test_nothing_is_kept_when_the_writer_is_cancelled(blobs: BlobStore, folder: Path) -> None:
+async def test_nothing_is_kept_when_the_writer_is_cancelled(blobs: BlobStore, opened: Opened) -> None:
     began = asyncio.Event()
 
     async def endless() -> AsyncIterator[bytes]:
@@ -107,7 +139,7 @@ async def test_nothing_is_kept_when_the_writer_is_cancelled(blobs: BlobStore, fo
     writing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await writing
-    assert kept_files(folder) == []
+    assert opened.kept() == []
 
 
 async def test_blobs_are_joined_in_the_order_that_is_asked_for(blobs: BlobStore) -> None:
@@ -122,14 +154,14 @@ async def test_blobs_are_joined_in_the_order_that_is_asked_for(blobs: BlobStore)
     assert await all_of(blobs, parts["b"]) == b"b" * 300_000
 
 
-async def test_a_join_with_a_missing_part_keeps_nothing(blobs: BlobStore, folder: Path) -> None:
+async def test_a_join_with_a_missing_part_keeps_nothing(blobs: BlobStore, opened: Opened) -> None:
     part = await written(blobs, b"a")
     key = new_blob_key()
 
     with pytest.raises(BlobMissing):
         await blobs.join(key, [part, new_blob_key()])
 
-    assert [path.name for path in kept_files(folder)] == [part]
+    assert opened.kept() == [part]
 
 
 async def test_a_deleted_blob_is_missing_and_can_be_deleted_again(blobs: BlobStore) -> None:
@@ -158,9 +190,9 @@ async def test_many_are_written_and_read_at_a_time(blobs: BlobStore) -> None:
     assert await asyncio.gather(*(all_of(blobs, key) for key in keys)) == wholes
 
 
-async def test_the_check_says_where_it_is(blobs: BlobStore, folder: Path) -> None:
-    assert str(folder) in await blobs.check()
-    assert kept_files(folder) == []
+async def test_the_check_says_where_it_is(blobs: BlobStore, opened: Opened) -> None:
+    assert opened.place in await blobs.check()
+    assert opened.kept() == []
 
 
 async def test_a_disk_that_cannot_be_used_is_told(tmp_path: Path) -> None:
