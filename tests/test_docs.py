@@ -138,7 +138,7 @@ def test_the_readme_names_the_main_commands() -> None:
 @pytest.mark.parametrize("document", documents(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_settings_named_in_documents_exist(document: Path) -> None:
     known = {f"MINI_ASSISTANT_{item.name.upper()}" for item in described_settings()} | {"MINI_ASSISTANT_CONFIG"}
-    named = set(re.findall(r"MINI_ASSISTANT_[A-Z_]*[A-Z]", document.read_text(encoding="utf-8")))
+    named = set(re.findall(r"MINI_ASSISTANT_[A-Z0-9_]*[A-Z]", document.read_text(encoding="utf-8")))
 
     assert named - known == set()
 
