@@ -22,6 +22,20 @@ class SystemClock:
         return time.time()
 
 
+class DatabaseClock:
+    """The machine's clock set by the clock of the database, so that all processes of a cluster agree on leases and expiry."""
+
+    def __init__(self) -> None:
+        self._offset_seconds = 0.0
+
+    def set_offset(self, seconds: float) -> None:
+        """Say how far the database's clock is ahead of the machine's, as measured by `PostgresDatabase.clock_offset_seconds`."""
+        self._offset_seconds = seconds
+
+    def now(self) -> float:
+        return time.time() + self._offset_seconds
+
+
 class ManualClock:
     """A clock that moves only when told to, for tests of expiry."""
 

@@ -19,7 +19,8 @@ from mini_assistant.events.postgres import PostgresEventBus
 from mini_assistant.files.blobs.base import BlobStore
 from mini_assistant.files.blobs.s3 import S3BlobStore
 from mini_assistant.queue.base import TaskKind
-from mini_assistant.queue.procrastinate import ProcrastinateQueue, apply_schema
+from mini_assistant.queue.procrastinate import ProcrastinateQueue
+from mini_assistant.queue.procrastinate_schema import apply_schema
 from mini_assistant.services import Backends
 from mini_assistant.settings import Settings
 from mini_assistant.vector_stores.indexes.pgvector import PgvectorIndex

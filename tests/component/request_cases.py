@@ -153,6 +153,8 @@ ATTRIBUTES = [
     ({"attributes": {"a": None}}, "attributes.a"),
     ({"attributes": {"a": 2**63}}, "attributes.a"),
     ({"attributes": {"a": "v" * 513}}, "attributes.a"),
+    ({"attributes": {"a": "v\0"}}, "attributes.a"),
+    ({"attributes": {"k\0": 1}}, "attributes"),
     ({"attributes": {"k" * 65: ""}}, "attributes"),
     ({"attributes": {str(number): number for number in range(17)}}, "attributes"),
 ]

@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from mini_assistant.db.base import Bound, Database, GuardFailed, Query, UniqueViolation
+from mini_assistant.db.postgres import PostgresDatabase
 from mini_assistant.db.sqlite import SqliteDatabase
 from mini_assistant.db.tables import messages, runs, threads
 from mini_assistant.errors import StoreUnavailable
@@ -53,22 +54,29 @@ def run(name: str, thread_id: str, status: str = "queued") -> Bound:
     )
 
 
-async def _open_sqlite(folder: Path) -> Database:
-    database = SqliteDatabase(folder / "contract.sqlite3")
+async def _open_sqlite(path: str) -> Database:
+    database = SqliteDatabase(Path(path))
     await database.open()
     return database
 
 
-IMPLEMENTATIONS: dict[str, Callable[[Path], Awaitable[Database]]] = {"sqlite": _open_sqlite}
+async def _open_postgres(url: str) -> Database:
+    database = PostgresDatabase(url, connections_max=4, wait_seconds=10)
+    await database.open()
+    return database
+
+
+IMPLEMENTATIONS: dict[str, Callable[[str], Awaitable[Database]]] = {"sqlite": _open_sqlite, "postgres": _open_postgres}
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
 async def open_database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OpenDatabase]:
     """Opens the same rows again and again; what is left open is closed at the end."""
     opened: list[Database] = []
+    place = request.getfixturevalue("postgres_url") if request.param == "postgres" else str(tmp_path / "contract.sqlite3")
 
     async def open_it() -> Database:
-        opened.append(await IMPLEMENTATIONS[request.param](tmp_path))
+        opened.append(await IMPLEMENTATIONS[request.param](place))
         return opened[-1]
 
     async with asyncio.timeout(30):
@@ -147,9 +155,20 @@ async def test_values_that_no_row_can_hold_are_refused_and_the_database_goes_on(
             await db.write([thread("thread_0"), thread("thread_1", body)])  # type: ignore[arg-type]
         with pytest.raises(StoreUnavailable):
             await db.read(select_thread(thread_id=body))
-    await db.write([thread("thread_2", "\x00 ü 😀 \u2028")])
-    assert await db.read(select_thread(thread_id="thread_2")) == [("\x00 ü 😀 \u2028",)]
+    await db.write([thread("thread_2", "ü 😀 \u2028")])
+    assert await db.read(select_thread(thread_id="thread_2")) == [("ü 😀 \u2028",)]
     assert await ids(db) == ["thread_2"]
+
+
+async def test_an_id_that_no_row_can_have_is_found_nowhere(db: Database) -> None:
+    """Clients send what they like, a NUL too."""
+    await db.write([thread("thread_1", "a")])
+    assert await db.read(select_thread(thread_id="thread_1\x00")) == []
+    with pytest.raises(GuardFailed) as caught:
+        await db.write([thread("thread_2"), replace_body.guard("unchanged", thread_id="thread_1\x00", seen="a", new="b")])
+    assert caught.value.guard == "unchanged"
+    assert await ids(db) == ["thread_1"]
+    assert await db.read(select_thread(thread_id="thread_1")) == [("a",)]
 
 
 async def test_a_failing_list_leaves_its_neighbours_alone(db: Database) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine.interfaces import Dialect
+from sqlalchemy.sql import crud
 
 Row = tuple[Any, ...]
 
@@ -41,7 +42,7 @@ class Query:
         known = self._compiled.get(dialect.name)
         if known is None:
             compiled = self._clause.compile(dialect=dialect, column_keys=self._column_keys)
-            constants = {name: value for name, value in (compiled.params or {}).items() if value is not None}
+            constants = {name: value for name, value in (compiled.params or {}).items() if value is not None and value is not crud.REQUIRED}
             names: Sequence[str] = getattr(compiled, "positiontup", None) or ()
             known = self._compiled[dialect.name] = CompiledQuery(str(compiled), names, constants)
         return known

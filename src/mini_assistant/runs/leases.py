@@ -35,7 +35,7 @@ _select_due = Query(
     .where(
         run_is_active,
         runs.c.lease_until < sa.bindparam("now"),
-        sa.or_(status_in("cancelling"), runs.c.expires_at <= sa.bindparam("now")),
+        sa.or_(status_in("cancelling"), runs.c.expires_at <= sa.bindparam("now_seconds", type_=sa.BigInteger)),
     )
     .order_by(runs.c.lease_until, runs.c.seq)
     .limit(sa.bindparam("row_limit", type_=sa.Integer))
@@ -74,11 +74,11 @@ async def free_all_leases(services: Services) -> None:
 
 async def get_due_runs(services: Services, limit: int) -> list[str]:
     """Ids of runs without a live lease that are to be ended: cancelled ones, and those that have expired."""
-    rows = await services.db.read(_select_due(now=services.clock.now(), row_limit=limit))
+    rows = await services.db.read(_select_due(now=services.clock.now(), now_seconds=services.now(), row_limit=limit))
     return [row[0] for row in rows]
 
 
 async def delete_old_events(services: Services) -> None:
     """Drop the events of runs that ended longer ago than `event_retention_seconds`; the runs themselves stay."""
-    before = services.clock.now() - services.settings.event_retention_seconds
+    before = services.now() - int(services.settings.event_retention_seconds)
     await services.db.write([_delete_events(before=before), _forget_ended(before=before)])

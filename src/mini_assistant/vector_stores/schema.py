@@ -27,9 +27,12 @@ SUPPORTED_EXTENSIONS = frozenset((*_SOURCE_EXTENSIONS, *_DOCUMENT_EXTENSIONS))
 DEFAULT_CHUNK_SIZE = ChunkSize(max_chunk_size_tokens=800, chunk_overlap_tokens=400)
 """What the strategy `auto` stands for."""
 
-AttributeValue = Annotated[str, Meta(max_length=512)] | bool | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | float
+# No database has to hold the character NUL in a text that it compares.
+_NO_NUL = r"^[^\x00]*$"
+AttributeKey = Annotated[str, Meta(max_length=64, pattern=_NO_NUL)]
+AttributeValue = Annotated[str, Meta(max_length=512, pattern=_NO_NUL)] | bool | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | float
 Attributes = Annotated[
-    dict[Annotated[str, Meta(max_length=64)], AttributeValue],
+    dict[AttributeKey, AttributeValue],
     Meta(max_length=16, description="Up to 16 values; keys of at most 64 characters, texts of at most 512."),
 ]
 FileStatus = Literal["in_progress", "completed", "failed", "cancelled"]
@@ -166,7 +169,7 @@ class FileContent(msgspec.Struct, kw_only=True):
 
 
 class _Comparison(msgspec.Struct, tag_field="type", forbid_unknown_fields=True):
-    key: Annotated[str, Meta(max_length=64)]
+    key: AttributeKey
     value: AttributeValue
 
 
@@ -195,7 +198,7 @@ class LessOrEqualFilter(_Comparison, tag="lte"):
 
 
 class _Membership(msgspec.Struct, tag_field="type", forbid_unknown_fields=True):
-    key: Annotated[str, Meta(max_length=64)]
+    key: AttributeKey
     value: Annotated[list[AttributeValue], Meta(min_length=1, max_length=500)]
 
 
