@@ -11,6 +11,7 @@ from mini_assistant.app import running_server
 from mini_assistant.models.scripted import ScriptedEndpoint
 from mini_assistant.settings import Settings
 from tests.postgres_server import postgres, postgres_url  # noqa: F401 - fixtures
+from tests.s3_server import s3, s3_bucket  # noqa: F401 - fixtures
 from tests.sandboxed import why_not
 from tests.time_limit import time_limit  # noqa: F401 - every test is bounded
 

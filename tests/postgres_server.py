@@ -63,9 +63,7 @@ class PostgresServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def _run(self, program: str, *arguments: str) -> None:
-        subprocess.run(
-            [self._programs / program, *arguments], check=True, capture_output=True, timeout=60, user=self._user, cwd=self._data
-        )
+        subprocess.run([self._programs / program, *arguments], check=True, capture_output=True, timeout=60, user=self._user, cwd=self._data)
 
     def url(self, database: str = "postgres") -> str:
         """The address of one of its databases, as the setting `database_url` takes it."""

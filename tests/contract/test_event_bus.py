@@ -1,41 +1,82 @@
 """What every bus behind `events/base.EventBus` has to hold: order, resuming, slow readers, and attempts that were given up."""
 
 import asyncio
+import itertools
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mini_assistant.events.base import ALL_PARTS, START, EventBus, Position, PositionLost, StreamEvent, Subscription
 from mini_assistant.events.local import LocalEventBus
+from mini_assistant.events.postgres import PostgresEventBus
 from mini_assistant.runs.events import MessageDeltas
 
 RUN = "run_1"
 DELTA = "thread.message.delta"
 
-MakeBus = Callable[..., EventBus]
+MakeBus = Callable[..., Awaitable[EventBus]]
 
 
-def _local(*, ring_bytes_max: int = 1_000_000, memory_bytes_max: int = 1_000_000, retention_seconds: float = 300.0) -> EventBus:
-    return LocalEventBus(ring_bytes_max=ring_bytes_max, memory_bytes_max=memory_bytes_max, retention_seconds=retention_seconds)
+class Buses:
+    """Opens buses of one implementation, and stops them at the end. database_url: where those of a cluster meet; else empty."""
+
+    def __init__(self, database_url: str) -> None:
+        self._database_url = database_url
+        self._opened: list[PostgresEventBus] = []
+
+    async def make(
+        self, *, ring_bytes_max: int = 1_000_000, memory_bytes_max: int = 1_000_000, retention_seconds: float = 300.0
+    ) -> EventBus:
+        if not self._database_url:
+            return LocalEventBus(ring_bytes_max=ring_bytes_max, memory_bytes_max=memory_bytes_max, retention_seconds=retention_seconds)
+        bus = PostgresEventBus(
+            self._database_url,
+            ring_bytes_max=ring_bytes_max,
+            memory_bytes_max=memory_bytes_max,
+            retention_seconds=retention_seconds,
+            flush_interval_seconds=0.001,
+            poll_interval_seconds=60.0,  # these runs have no rows
+            wait_seconds=10.0,
+        )
+        await bus.open()
+        self._opened.append(bus)
+        return bus
+
+    async def stop(self) -> None:
+        for bus in self._opened:
+            await bus.stop()
 
 
-IMPLEMENTATIONS: dict[str, MakeBus] = {"local": _local}
+def _database_url(request: pytest.FixtureRequest, implementation: str) -> str:
+    return request.getfixturevalue("postgres_url") if implementation == "postgres" else ""
+
+
+IMPLEMENTATIONS = ("local", "postgres")
+
+_numbers = itertools.count()
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
-async def make_bus(request: pytest.FixtureRequest) -> AsyncIterator[MakeBus]:
-    async with asyncio.timeout(20):
-        yield IMPLEMENTATIONS[request.param]
+def database_url(request: pytest.FixtureRequest) -> str:
+    return _database_url(request, request.param)
 
 
 @pytest.fixture
-def bus(make_bus: MakeBus) -> EventBus:
-    return make_bus()
+async def make_bus(database_url: str) -> AsyncIterator[MakeBus]:
+    buses = Buses(database_url)
+    async with asyncio.timeout(60):
+        yield buses.make
+        await buses.stop()
+
+
+@pytest.fixture
+async def bus(make_bus: MakeBus) -> EventBus:
+    return await make_bus()
 
 
 def row(seq: int, name: str = "thread.run.queued") -> tuple[int, str, bytes]:
@@ -179,7 +220,7 @@ async def test_a_new_attempt_leaves_what_rows_have_settled(bus: EventBus) -> Non
 async def test_a_reader_that_came_and_went_costs_later_readers_nothing(bus: EventBus) -> None:
     """A worker goes on with a run of an earlier process: its first deltas have no row before them."""
     bus.begin_attempt(RUN, 2, 7)
-    await attach(bus, last_seq=7).close()
+    (await attach(bus, last_seq=7)).close()
     bus.publish_delta(RUN, 2, DELTA, b"a")
     reader = await attach(bus, last_seq=7)
     bus.publish_delta(RUN, 2, DELTA, b"b")
@@ -216,12 +257,12 @@ async def test_a_server_that_stops_ends_its_readers_who_may_attach_again(bus: Ev
     bus.close()
     with pytest.raises(PositionLost, match="stopping"):
         await task
-    assert [event.seq for event in await attach(bus).next()] == [1]
+    assert [event.seq for event in await (await attach(bus)).next()] == [1]
 
 
 @pytest.mark.parametrize("limits", [{"retention_seconds": 0.0}, {"memory_bytes_max": 0}])
 async def test_stopped_runs_are_dropped_and_told_from_rows(make_bus: MakeBus, limits: dict[str, float]) -> None:
-    bus = make_bus(**limits)
+    bus = await make_bus(**limits)
     for run, stop in (
         ("run_done", "thread.run.completed"),
         ("run_waits", "thread.run.requires_action"),
@@ -232,19 +273,19 @@ async def test_stopped_runs_are_dropped_and_told_from_rows(make_bus: MakeBus, li
     watcher = await attach(bus, run="run_watched")
     await asyncio.sleep(0.001)
     bus.prune()
-    assert await attach(bus, run="run_done", last_seq=2).first_seq == 3
-    assert await attach(bus, run="run_waits", last_seq=2).first_seq == 3
-    assert await attach(bus, run="run_goes_on", last_seq=2).first_seq == 1
+    assert (await attach(bus, run="run_done", last_seq=2)).first_seq == 3
+    assert (await attach(bus, run="run_waits", last_seq=2)).first_seq == 3
+    assert (await attach(bus, run="run_goes_on", last_seq=2)).first_seq == 1
     assert await places(watcher) == [(1, 0)]
 
 
 async def test_a_run_that_was_continued_is_kept(make_bus: MakeBus) -> None:
-    bus = make_bus(retention_seconds=0.0)
+    bus = await make_bus(retention_seconds=0.0)
     bus.publish(RUN, 1, [row(1, "thread.run.requires_action")])
     bus.publish(RUN, 1, [row(2, "thread.run.queued")])
     await asyncio.sleep(0.001)
     bus.prune()
-    assert await attach(bus, last_seq=2).first_seq == 1
+    assert (await attach(bus, last_seq=2)).first_seq == 1
 
 
 # --- full rings ---------------------------------------------------------------------------------------------------------------
@@ -256,7 +297,7 @@ def text_of(events: list[StreamEvent]) -> str:
 
 async def test_readers_that_keep_up_are_never_lost_in_a_full_ring(make_bus: MakeBus) -> None:
     """An answer many times larger than the ring, written in batches; the reader comes after each batch."""
-    bus, deltas = make_bus(ring_bytes_max=4096), MessageDeltas("msg_1")
+    bus, deltas = await make_bus(ring_bytes_max=4096), MessageDeltas("msg_1")
     bus.publish(RUN, 1, [row(1, "thread.run.step.created"), row(2)])
     reader, idle = await attach(bus), await attach(bus)
     read = list(await reader.next())
@@ -274,7 +315,7 @@ async def test_readers_that_keep_up_are_never_lost_in_a_full_ring(make_bus: Make
 
 async def test_readers_that_keep_up_are_not_lost_between_steps(make_bus: MakeBus) -> None:
     """The end of one step and the beginning of the next come in one list, while the ring is full."""
-    bus, deltas = make_bus(ring_bytes_max=4096), MessageDeltas("msg_1")
+    bus, deltas = await make_bus(ring_bytes_max=4096), MessageDeltas("msg_1")
     bus.publish(RUN, 1, [row(1, "thread.run.step.created")])
     reader = await attach(bus)
     read = list(await reader.next())
@@ -288,42 +329,42 @@ async def test_readers_that_keep_up_are_not_lost_between_steps(make_bus: MakeBus
         read += await reader.next()
     assert text_of(read) == "x" * 100 * 40 * 20
     assert [event.seq for event in read if not event.part] == list(range(1, seq + 1))
-    assert await attach(bus).first_seq > 1, "finished steps are told from rows"
+    assert (await attach(bus)).first_seq > 1, "finished steps are told from rows"
 
 
 async def test_a_full_ring_is_shrunk_in_time_that_grows_with_its_text(make_bus: MakeBus) -> None:
     """Its text alone is larger than the ring: merging it again with each delta would take minutes."""
-    bus, deltas = make_bus(ring_bytes_max=4096), MessageDeltas("msg_1")
+    bus, deltas = await make_bus(ring_bytes_max=4096), MessageDeltas("msg_1")
     bus.publish(RUN, 1, [row(1, "thread.run.step.created")])
     started = asyncio.get_running_loop().time()
     for _ in range(10_000):
         bus.publish_delta(RUN, 1, DELTA, deltas.text(0, "twenty letters of it"))
     assert asyncio.get_running_loop().time() - started < 5.0
-    assert len(text_of(list(await attach(bus).next()))) == 200_000
+    assert len(text_of(list(await (await attach(bus)).next()))) == 200_000
 
 
 async def test_a_merged_delta_cannot_be_resumed_from_its_middle(make_bus: MakeBus) -> None:
-    bus, deltas = make_bus(ring_bytes_max=4096), MessageDeltas("msg_1")
+    bus, deltas = await make_bus(ring_bytes_max=4096), MessageDeltas("msg_1")
     bus.publish(RUN, 1, [row(1, "thread.run.step.created")])
     for _ in range(100):
         bus.publish_delta(RUN, 1, DELTA, deltas.text(0, "x"))
-    [merged] = [event for event in await attach(bus).next() if event.part][:1]
+    [merged] = [event for event in await (await attach(bus)).next() if event.part][:1]
     assert merged.part > 1
     with pytest.raises(PositionLost):
         await attach(bus, Position(1, merged.part - 1), last_seq=1)
-    rest = list(await attach(bus, Position(1, merged.part), last_seq=1).next())
+    rest = list(await (await attach(bus, Position(1, merged.part), last_seq=1)).next())
     assert len(text_of(rest)) == 100 - merged.part
 
 
 async def test_rows_between_deltas_stay_where_they_are_in_a_full_ring(make_bus: MakeBus) -> None:
     """A run that is being cancelled tells of it between two pieces of its answer."""
-    bus, deltas = make_bus(ring_bytes_max=4096), MessageDeltas("msg_1")
+    bus, deltas = await make_bus(ring_bytes_max=4096), MessageDeltas("msg_1")
     bus.publish(RUN, 1, [row(1, "thread.run.step.created")])
     for number in range(60):
         bus.publish_delta(RUN, 1, DELTA, deltas.text(0, "x"))
         if number in (5, 9):
             bus.publish(RUN, 1, [row(2 if number == 5 else 3, "thread.run.cancelling")])
-    events = list(await attach(bus).next())
+    events = list(await (await attach(bus)).next())
     assert text_of(events) == "x" * 60
     assert [event.seq for event in events if not event.part] == [1, 2, 3]
     assert [(event.seq, event.part) for event in events] == sorted((event.seq, event.part) for event in events)
@@ -332,8 +373,8 @@ async def test_rows_between_deltas_stay_where_they_are_in_a_full_ring(make_bus: 
 class _Story:
     """A run as it is told to a bus, and what a reader who attaches late gets from rows and bus together."""
 
-    def __init__(self, bus: EventBus) -> None:
-        self.bus = bus
+    def __init__(self, bus: EventBus, run: str) -> None:
+        self.bus, self.run = bus, run
         self.rows: list[StreamEvent] = []
         self.texts: dict[str, str] = {}
         self.attempt = 1
@@ -344,7 +385,7 @@ class _Story:
         data = msgspec.json.encode({"of": self._name})
         first = len(self.rows) + 1
         self.rows += [StreamEvent(first + place, 0, self.attempt, name, data) for place, name in enumerate(names)]
-        self.bus.publish(RUN, self.attempt, [(event.seq, event.name, event.data) for event in self.rows[first - 1 :]])
+        self.bus.publish(self.run, self.attempt, [(event.seq, event.name, event.data) for event in self.rows[first - 1 :]])
 
     def begin_step(self) -> None:
         ends = ["thread.run.step.completed"] if self._name else []
@@ -356,17 +397,17 @@ class _Story:
     def write(self, text: str) -> None:
         if self._deltas is not None:
             self.texts[self._name] += text
-            self.bus.publish_delta(RUN, self.attempt, DELTA, self._deltas.text(0, text))
+            self.bus.publish_delta(self.run, self.attempt, DELTA, self._deltas.text(0, text))
 
     def take_over(self) -> None:
         self.attempt += 1
         if self._name:
             self.texts[self._name] = ""
             self._deltas = MessageDeltas(self._name)
-        self.bus.begin_attempt(RUN, self.attempt, len(self.rows))
+        self.bus.begin_attempt(self.run, self.attempt, len(self.rows))
 
-    def attach(self) -> "_LateReader":
-        subscription = await attach(self.bus, last_seq=len(self.rows))
+    async def attach(self) -> "_LateReader":
+        subscription = await attach(self.bus, last_seq=len(self.rows), run=self.run)
         steps_told = [row for row in self.rows[: subscription.first_seq - 1] if row.name == "thread.run.step.completed"]
         texts = dict(list(self.texts.items())[: len(steps_told)])
         return _LateReader(subscription, [row.seq for row in self.rows[: subscription.first_seq - 1]], texts)
@@ -389,11 +430,16 @@ class _LateReader:
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @given(seed=st.integers(0, 2**32), ring_bytes_max=st.sampled_from([4096, 6000, 1_000_000]))
-@settings(max_examples=40, deadline=None)
-def test_whoever_attaches_from_the_start_whenever_gets_the_whole_story(implementation: str, seed: int, ring_bytes_max: int) -> None:
-    async def tell() -> None:
+# Each example has a run of its own.
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whoever_attaches_from_the_start_whenever_gets_the_whole_story(
+    request: pytest.FixtureRequest, implementation: str, seed: int, ring_bytes_max: int
+) -> None:
+    database_url = _database_url(request, implementation)
+
+    async def tell(buses: Buses) -> None:
         pick = random.Random(seed)
-        story = _Story(IMPLEMENTATIONS[implementation](ring_bytes_max=ring_bytes_max))
+        story = _Story(await buses.make(ring_bytes_max=ring_bytes_max), f"run_{next(_numbers)}")
         story.tell("thread.run.created", "thread.run.queued")
         readers: list[tuple[_LateReader, int]] = []
         for _ in range(pick.randrange(20, 400)):
@@ -401,18 +447,26 @@ def test_whoever_attaches_from_the_start_whenever_gets_the_whole_story(implement
                 [story.begin_step, story.take_over, story.attach, lambda: story.write("ab" * pick.randrange(30))], [2, 1, 2, 60]
             )[0]
             reader = action()
-            if isinstance(reader, _LateReader):
+            if reader is not None:
+                reader = await reader
                 readers.append((reader, pick.choice([1, 7, 10_000])))
             for known, every in readers:
                 if pick.randrange(every) == 0:
                     await _read_or_leave(known)
-        for reader in [*(reader for reader, _ in readers), story.await attach()]:
+        for reader in [*(reader for reader, _ in readers), await story.attach()]:
             await _read_or_leave(reader)
             if reader.seqs:
                 assert reader.seqs == list(range(1, len(story.rows) + 1))
                 assert {name: text for name, text in reader.texts.items() if text} == {n: t for n, t in story.texts.items() if t}
 
-    asyncio.run(tell())
+    async def tell_and_stop() -> None:
+        buses = Buses(database_url)
+        try:
+            await tell(buses)
+        finally:
+            await buses.stop()
+
+    asyncio.run(tell_and_stop())
 
 
 async def _read_or_leave(reader: _LateReader) -> None:

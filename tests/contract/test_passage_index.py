@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import pytest
 import sqlalchemy as sa
 
 from mini_assistant.db.base import Database, GuardFailed, Query
+from mini_assistant.db.postgres import PostgresDatabase
 from mini_assistant.db.sqlite import SqliteDatabase
 from mini_assistant.db.tables import passages as passage_rows
 from mini_assistant.db.tables import segments, vector_store_files, vector_stores
@@ -26,10 +27,11 @@ from mini_assistant.errors import BackendError, StoreUnavailable
 from mini_assistant.models.embeddings.base import Vectors
 from mini_assistant.vector_stores.indexes.analyzer import analyze
 from mini_assistant.vector_stores.indexes.base import Hit, IndexQuery, Passage, PassageIndex, StoreScope
+from mini_assistant.vector_stores.indexes.pgvector import PgvectorIndex
 from mini_assistant.vector_stores.indexes.segments import SegmentIndex
 
-OpenIndex = Callable[[Database, int], PassageIndex]
-IMPLEMENTATIONS: dict[str, OpenIndex] = {"segments": lambda db, cache_bytes_max: SegmentIndex(db, cache_bytes_max=cache_bytes_max)}
+OpenIndex = Callable[[Database, int], Awaitable[PassageIndex]]
+IMPLEMENTATIONS = ("segments", "segments on PostgreSQL", "pgvector")
 CACHE_BYTES_MAX = 64 * 1024 * 1024
 DIMENSION = 24
 WORDS = [
@@ -69,6 +71,18 @@ class Reads:
 
     def count(self, word: str) -> int:
         return sum(word in text for text in self.texts)
+
+
+class Maintained(PgvectorIndex):
+    """The index with its upkeep in front of every second search: the others find passages that have not been brought to pgvector."""
+
+    _searches = 0
+
+    async def search(self, scope: StoreScope, query: IndexQuery) -> list[Hit]:
+        self._searches += 1
+        if self._searches % 2:
+            await self.maintain()
+        return await super().search(scope, query)
 
 
 @dataclass
@@ -139,6 +153,11 @@ class Bench:
         made: dict[str, Any] = {"text": " ".join(self.random.sample(WORDS, 5)), "vector": self.vectors(1), "limit": 20}
         return IndexQuery(**{**made, **changes})
 
+    async def settle(self) -> None:
+        """Let the index do what it would do in the background."""
+        if isinstance(self.index, PgvectorIndex):
+            await self.index.maintain()
+
     async def search(self, store: Store, **changes: Any) -> list[Hit]:
         return await self.index.search(store.scope, self.query(**changes))
 
@@ -192,22 +211,40 @@ def check_against_oracle(store: Store, query: IndexQuery, hits: list[Hit], toler
     assert all(score <= worst + tolerance for key, score in scores.items() if key not in found)
 
 
+@pytest.fixture(params=IMPLEMENTATIONS)
+def implementation(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture
-async def db(tmp_path: Path) -> AsyncIterator[Reads]:
-    opened = SqliteDatabase(tmp_path / "index.sqlite3")
+def url(implementation: str, request: pytest.FixtureRequest) -> str:
+    """The address of a new PostgreSQL database; empty where there is none to it."""
+    return "" if implementation == "segments" else request.getfixturevalue("postgres_url")
+
+
+@pytest.fixture
+async def db(url: str, tmp_path: Path) -> AsyncIterator[Reads]:
+    opened = PostgresDatabase(url, connections_max=4, wait_seconds=10) if url else SqliteDatabase(tmp_path / "index.sqlite3")
     await opened.open()
     yield Reads(opened)
     await opened.close()
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
-def open_index(request: pytest.FixtureRequest) -> OpenIndex:
-    return IMPLEMENTATIONS[request.param]
+@pytest.fixture
+def open_index(implementation: str, url: str) -> OpenIndex:
+    async def open_it(db: Database, cache_bytes_max: int) -> PassageIndex:
+        if implementation != "pgvector":
+            return SegmentIndex(db, cache_bytes_max=cache_bytes_max)
+        index = Maintained(db, url, exact_passages_max=0, cache_bytes_max=cache_bytes_max, wait_seconds=10)
+        await index.open()
+        return index
+
+    return open_it
 
 
 @pytest.fixture
 async def bench(db: Reads, open_index: OpenIndex) -> AsyncIterator[Bench]:
-    index = open_index(db, CACHE_BYTES_MAX)
+    index = await open_index(db, CACHE_BYTES_MAX)
     yield Bench(db, index, random.Random(7), np.random.default_rng(7))
     await index.close()
 
@@ -329,8 +366,8 @@ async def test_a_large_store_of_near_neighbours_is_searched_exactly(bench: Bench
         hits = await bench.index.search(store.scope, query)
         if query.text_weight is None:
             check_against_oracle(store, query, hits)
-        else:  # among so many neighbours ranks hang on the last bit
-            check_against_oracle(store, query, hits, tolerance=2e-3)
+        else:  # among so many neighbours ranks hang on the last bit, which pgvector rounds in another order
+            check_against_oracle(store, query, hits, tolerance=2e-2 if isinstance(bench.index, PgvectorIndex) else 2e-3)
 
 
 # ---- who sees what ------------------------------------------------------------------------------------------------------------------
@@ -450,7 +487,7 @@ async def test_a_new_index_on_the_same_rows_finds_the_same(bench: Bench, open_in
     for file_seq in file_seqs[::3]:
         await bench.remove(store, file_seq)
         await bench.search(store)
-    other = open_index(bench.db, CACHE_BYTES_MAX)
+    other = await open_index(bench.db, CACHE_BYTES_MAX)
     for _ in range(5):
         query = bench.query(limit=50)
         hits, expected = await other.search(store.scope, query), await bench.index.search(store.scope, query)
@@ -489,23 +526,25 @@ async def test_a_search_without_change_loads_nothing(bench: Bench) -> None:
     await bench.search(store)
     bench.db.texts.clear()
     await bench.search(store)
-    assert len(bench.db.texts) == 2
+    assert len(bench.db.texts) == 2 + isinstance(bench.index, PgvectorIndex)
     assert bench.db.count("segments") == 0
 
 
 async def test_searches_of_one_store_share_a_build(bench: Bench) -> None:
     store = await bench.new_store("vs_1")
     await bench.add_some(store, 30)
+    await bench.settle()
     bench.db.texts.clear()
     queries = [bench.query() for _ in range(40)]
     for query, hits in zip(queries, await asyncio.gather(*(bench.index.search(store.scope, query) for query in queries)), strict=True):
         check_against_oracle(store, query, hits)
-    assert bench.db.count("segments.vectors") == 1
+    assert bench.db.count("segments.postings") == 1
 
 
 async def test_a_cancelled_search_takes_no_other_with_it(bench: Bench) -> None:
     store = await bench.new_store("vs_1")
     await bench.add_some(store, 30)
+    await bench.settle()
     first, second = (asyncio.create_task(bench.search(store, limit=5)) for _ in range(2))
     started = asyncio.Event()
 
@@ -513,7 +552,7 @@ async def test_a_cancelled_search_takes_no_other_with_it(bench: Bench) -> None:
         first.cancel()
         started.set()
 
-    bench.db.before["segments.vectors"] = cancel
+    bench.db.before["segments.postings"] = cancel
     await started.wait()
     assert len(await second) == 5
     with pytest.raises(asyncio.CancelledError):
@@ -561,7 +600,7 @@ async def test_searches_during_changes_see_one_state_or_the_next(bench: Bench) -
 
 
 async def test_memory_is_kept_under_its_limit(db: Reads, open_index: OpenIndex) -> None:
-    index = open_index(db, 400_000)
+    index = await open_index(db, 400_000)
     bench = Bench(db, index, random.Random(3), np.random.default_rng(3))
     stores = [await bench.new_store(f"vs_{number}") for number in range(30)]
     for store in stores:
@@ -578,7 +617,7 @@ async def test_memory_is_kept_under_its_limit(db: Reads, open_index: OpenIndex) 
 
 
 async def test_a_store_larger_than_the_memory_is_still_searched(db: Reads, open_index: OpenIndex) -> None:
-    index = open_index(db, 0)
+    index = await open_index(db, 0)
     bench = Bench(db, index, random.Random(3), np.random.default_rng(3))
     store = await bench.new_store("vs_1")
     await bench.add_some(store, 10)
