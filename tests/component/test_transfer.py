@@ -89,7 +89,7 @@ async def test_everything_is_there_behind_the_same_ids(settings: Settings, empty
         async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="test-key", max_retries=0, timeout=30) as sdk:
             assistants = (await sdk.beta.assistants.list()).data
             await sdk.beta.threads.messages.create(thread_id, role="user", content="and on")
-            run = await sdk.beta.threads.runs.create_and_poll(thread_id=thread.id, assistant_id=assistants[0].id, poll_interval_ms=20)
+            run = await sdk.beta.threads.runs.create_and_poll(thread_id=thread_id, assistant_id=assistants[0].id, poll_interval_ms=20)
             assert run.status == "completed"
             newest = (await sdk.beta.threads.messages.list(thread_id)).data
             assert [message.role for message in newest[:3]] == ["assistant", "user", "assistant"], "new rows come behind the old ones"

@@ -46,6 +46,7 @@ class Cluster(KilledServer):
         self.servers: list[ServerProcess] = []
         self.workers: list[ServerProcess] = []
         self._turn = itertools.count()
+        self._started: list[ServerProcess] = []
         super().__init__(data_dir, self.environment)
 
     @contextlib.asynccontextmanager
@@ -57,7 +58,7 @@ class Cluster(KilledServer):
                 self.is_up.set()
                 yield self
             finally:
-                for process in (*self.servers, *self.workers):
+                for process in self._started:
                     if process.is_running:
                         process.thaw()
                         await asyncio.to_thread(process.kill)
@@ -65,6 +66,7 @@ class Cluster(KilledServer):
     async def add_server(self, process: ServerProcess | None = None) -> ServerProcess:
         """Start one more replica."""
         process = process or ServerProcess(self._data_dir, self.environment)
+        self._started.append(process)
         await asyncio.to_thread(process.start)
         self.servers.append(process)
         return process
@@ -72,6 +74,7 @@ class Cluster(KilledServer):
     async def add_worker(self, process: ServerProcess | None = None) -> ServerProcess:
         """Start one more worker."""
         process = process or WorkerProcess(self._data_dir, self.environment)
+        self._started.append(process)
         await asyncio.to_thread(process.start)
         self.workers.append(process)
         return process

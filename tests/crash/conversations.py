@@ -250,6 +250,7 @@ def check_story(events: list[tuple[str, str, Json]], run: Json, steps: list[Json
         if "delta" in name:
             told[data["id"]] = accumulate_delta(told.get(data["id"], {}), data["delta"])
     for message in messages:
+        assert message["id"] in told, [(event_id, name) for event_id, name, _ in events]
         assert texts_of(told[message["id"]]) == texts_of(message)
     for step in steps:
         if step["type"] == "tool_calls":

@@ -243,6 +243,8 @@ class PostgresEventBus:
         """Wake-ups may have been lost and, with a server that has crashed, what was in the log."""
         for run_id, ring in self._rings.items():
             ring.read_to = 0
+            if has_restarted and not ring.is_written_here:
+                ring.is_whole = False  # an emptied log looks like one to which nothing was added
             if ring.readers:
                 self._wanted[run_id] = None
                 if has_restarted and ring.has_open_deltas() and not ring.is_written_here:

@@ -66,8 +66,8 @@ class SharedRing(Ring):
 
     @property
     def is_written_here(self) -> bool:
-        """Whether a worker of this process has the run, as far as is known."""
-        return 0 < self.writes_attempt == self.attempt
+        """Whether a worker of this process has the run, as far as is known. What it tells may still be held, its attempt with it."""
+        return 0 < self.writes_attempt >= self.attempt
 
     @property
     def is_followed(self) -> bool:
@@ -102,18 +102,30 @@ class SharedRing(Ring):
     def take_all(self, entries: Iterable[Entry], rows: Mapping[int, Entry]) -> list[Entry]:
         """Take entries in their order, with missing rows from `rows`; returns what needs a row that is not there.
 
-        Processes tell independently, so that what one waits for may come behind it.
+        Processes tell independently, so that what one waits for may come behind it; it is taken as soon as it can be, before the next row.
         """
-        waiting = [entry for entry in entries if not self.take(entry)]
+        waiting: list[Entry] = []
+        for entry in entries:
+            last_seq = self.last_seq
+            if not self.take(entry):
+                waiting.append(entry)
+            elif waiting and self.last_seq != last_seq:
+                waiting = self._take_again(waiting)
         while waiting:
-            rest = [entry for entry in waiting if not self.take(entry)]
-            if len(rest) == len(waiting):
-                last_seq = self.last_seq
-                self.fill(rows, min(entry.rows_needed for entry in waiting))
-                if self.last_seq == last_seq:
-                    break
-            waiting = rest
+            last_seq = self.last_seq
+            self.fill(rows, min(entry.rows_needed for entry in waiting))
+            if self.last_seq == last_seq:
+                break
+            waiting = self._take_again(waiting)
         return waiting
+
+    def _take_again(self, waiting: list[Entry]) -> list[Entry]:
+        """Take what waits as far as it can be taken now; returns the rest."""
+        while True:
+            rest = [entry for entry in waiting if not self.take(entry)]
+            if not rest or len(rest) == len(waiting):
+                return rest
+            waiting = rest
 
     def take(self, entry: Entry) -> bool:
         """Take one entry; False when rows before it are missing, nothing is changed then."""
