@@ -57,6 +57,7 @@ class PostgresServer:
             _make_user(_USER)
             _open_to_all(self._programs.parent)
             folder.chmod(0o755)
+            _let_reach(folder)
             shutil.chown(self._data, _USER)
         self._run("initdb", "--auth=trust", "--encoding=utf8", "--no-locale", "--no-sync", "-U", "postgres", "-D", str(self._data))
         self.port = _free_port()
@@ -121,6 +122,19 @@ class PostgresServer:
         """Drop a database and whoever is connected to it."""
         self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
+    def dump(self, database: str) -> bytes:
+        """A backup of a database, as `pg_dump` makes it."""
+        return self._piped("pg_dump", b"", "--format=custom", f"--dbname={self.url(database)}")
+
+    def restore(self, database: str, dump: bytes) -> None:
+        """Bring a backup into an empty database."""
+        self._piped("pg_restore", dump, "--no-owner", "--exit-on-error", f"--dbname={self.url(database)}")
+
+    def _piped(self, program: str, given: bytes, *arguments: str) -> bytes:
+        done = subprocess.run([self._programs / program, *arguments], input=given, capture_output=True, timeout=60)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout
+
 
 def _make_user(name: str) -> None:
     try:
@@ -136,6 +150,10 @@ def _open_to_all(folder: Path) -> None:
     for path in folder.rglob("*"):
         if not path.is_symlink():
             path.chmod(path.stat().st_mode | (stat.S_IROTH | (stat.S_IXOTH if path.stat().st_mode & stat.S_IXUSR else 0)))
+    _let_reach(folder)
+
+
+def _let_reach(folder: Path) -> None:
     for path in (folder, *folder.parents):
         if not path.stat().st_mode & stat.S_IXOTH:
             path.chmod(path.stat().st_mode | stat.S_IXOTH)

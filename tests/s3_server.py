@@ -113,6 +113,14 @@ class S3Server:
         """The names of all objects in a bucket, sorted."""
         return sorted(_texts(self._request("GET", f"{bucket}?list-type=2"), "Contents", "Key"))
 
+    def get(self, bucket: str, key: str) -> bytes:
+        """The bytes of an object."""
+        return self._request("GET", f"{bucket}/{key}")
+
+    def put(self, bucket: str, key: str, content: bytes) -> None:
+        """Keep an object."""
+        self._request("PUT", f"{bucket}/{key}", content)
+
     def uploads(self, bucket: str) -> list[str]:
         """The names of objects whose upload in parts has begun, and has neither been completed nor aborted."""
         return _texts(self._request("GET", f"{bucket}?uploads"), "Upload", "Key")

@@ -22,6 +22,7 @@ from mini_assistant.models.scripted import ScriptedEndpoint
 from tests.crash.cluster import LEASE_SECONDS, SWEEP_SECONDS, Cluster
 from tests.crash.conversations import KINDS, SCRIPT, Conversation, texts_of
 from tests.postgres_server import PostgresServer, running_postgres
+from tests.s3_server import ACCESS_KEY_ID, SECRET_ACCESS_KEY, running_s3
 from tests.server_process import ServerProcess, WorkerProcess
 
 LONG = Text([f"word{number} " for number in range(40)], delay_seconds=0.05)
@@ -285,6 +286,65 @@ async def test_a_worker_without_time_to_drain_hands_its_run_over(cluster: Cluste
         took = await until(lambda: ended_as(cluster, thread_id, run_id, "completed"))
         print(f"completed by another worker {took:.2f} s after the stop; its answer takes 2 s")
         assert await answers_of(cluster, thread_id) == ["".join(LONG.text)]
+
+
+async def test_workers_are_killed_in_the_middle_of_ingests(cluster: Cluster) -> None:
+    """Every file is searchable once, and the store counts right."""
+    async with cluster.with_processes(servers=2, workers=2):
+        texts = [f"The zebra{number} says that nothing of it is lost. " * 400 for number in range(8)]
+        async with client(cluster.servers[0]) as sdk:
+            files = [await sdk.files.create(file=(f"{n}.txt", text.encode()), purpose="assistants") for n, text in enumerate(texts)]
+            store = await sdk.vector_stores.create(file_ids=[file.id for file in files])
+        for _ in range(3):
+            await asyncio.sleep(0.3)
+            await cluster.add_worker()
+            await cluster.kill(cluster.workers[0])
+
+        async def is_done() -> bool:
+            return (await cluster.get(f"/vector_stores/{store.id}"))["file_counts"]["in_progress"] == 0
+
+        took = await until(is_done, seconds=60)
+        print(f"all ingested {took:.2f} s after the last kill; lease {LEASE_SECONDS} s, sweep {SWEEP_SECONDS} s")
+        found = await cluster.get(f"/vector_stores/{store.id}")
+        assert found["file_counts"] == {"in_progress": 0, "completed": 8, "failed": 0, "cancelled": 0, "total": 8}
+        listed = (await cluster.get(f"/vector_stores/{store.id}/files"))["data"]
+        assert sum(file["usage_bytes"] for file in listed) == found["usage_bytes"]
+        assert len({file["usage_bytes"] for file in listed}) == 1, "each has the passages of one ingest"
+        for number, file in enumerate(files):
+            hits = await cluster.post(f"/vector_stores/{store.id}/search", {"query": f"zebra{number}", "max_num_results": 50})
+            assert hits["data"][0]["file_id"] == file.id
+
+
+async def test_s3_fails_and_comes_back(own_postgres: PostgresServer, tmp_path: Path, endpoint: ScriptedEndpoint) -> None:
+    """Uploads and downloads are told so, runs without files go on, ingests wait, and nothing is half there."""
+    with running_s3() as s3:
+        s3.make_bucket("files")
+        environment = {
+            "OPENAI_BASE_URL": endpoint.base_url,
+            "MINI_ASSISTANT_BLOBS_URL": "s3://files/blobs",
+            "MINI_ASSISTANT_S3_ENDPOINT_URL": s3.url,
+            "MINI_ASSISTANT_S3_ACCESS_KEY_ID": ACCESS_KEY_ID,
+            "MINI_ASSISTANT_S3_SECRET_ACCESS_KEY": SECRET_ACCESS_KEY,
+            "MINI_ASSISTANT_INGEST_ATTEMPTS_MAX": "20",
+        }
+        cluster = Cluster(own_postgres, tmp_path / "data", environment)
+        async with cluster.with_processes(servers=2, workers=1), client(cluster.servers[0]) as sdk:
+            kept = await sdk.files.create(file=("kept.txt", b"kept " * 1000), purpose="assistants")
+            s3.kill()
+            for call in (sdk.files.create(file=("lost.txt", b"lost " * 1000), purpose="assistants"), sdk.files.content(kept.id)):
+                with pytest.raises(openai.APIError):
+                    await call
+            store = await sdk.vector_stores.create(file_ids=[kept.id])
+            await carried_on(cluster, 3, asyncio.sleep(0))
+            await asyncio.to_thread(s3.start)
+
+            async def is_ingested() -> bool:
+                return (await cluster.get(f"/vector_stores/{store.id}"))["file_counts"]["completed"] == 1
+
+            print(f"ingested {await until(is_ingested, seconds=60):.2f} s after S3 came back")
+            assert [file.id async for file in sdk.files.list()] == [kept.id]
+            assert (await sdk.files.content(kept.id)).content == b"kept " * 1000
+            assert len([key for key in s3.keys("files") if key.startswith("blobs/")]) == 1
 
 
 @pytest.mark.heavy

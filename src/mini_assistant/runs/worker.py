@@ -127,6 +127,7 @@ class Worker:
         task = asyncio.create_task(self._survive(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # a task that is cancelled before its first step has not begun it
         return task
 
     async def _survive(self, work: Coroutine[Any, Any, object]) -> None:
