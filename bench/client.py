@@ -18,7 +18,7 @@ _DONE = b"data: [DONE]"
 def request(method: str, path: str, body: object = None) -> bytes:
     """The bytes of a request. body: sent as JSON when not None."""
     content = b"" if body is None else msgspec.json.encode(body)
-    head = f"{method} {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+    head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
     return head.encode() + content
 
 

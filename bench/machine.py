@@ -13,9 +13,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from mini_assistant.db.migrations import migrate_postgres
+from mini_assistant.queue.procrastinate_schema import apply_schema
+from tests.postgres_server import PostgresServer, running_postgres
+
 START_TIMEOUT_SECONDS = 60.0
 STOP_TIMEOUT_SECONDS = 30.0
 _FSYNC_SAMPLES = 50
+_TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
+_DATABASE = "bench"
 
 
 class Process:
@@ -54,14 +60,18 @@ class Process:
             timer.cancel()
         raise RuntimeError(f"{self._popen.args} ended with status {self._popen.wait()} before it was ready")
 
+    def kill(self) -> None:
+        """End it without a word."""
+        self._popen.kill()
+        self._popen.wait()
+
     def stop(self) -> None:
-        """End it, with a signal first and by force when that does not help."""
+        """End it, with a signal first and by force when that does not help; nothing when it has ended."""
         self._popen.send_signal(signal.SIGTERM)
         try:
             self._popen.wait(STOP_TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
-            self._popen.kill()
-            self._popen.wait()
+            self.kill()
 
 
 def server_core() -> int:
@@ -106,14 +116,26 @@ def server(data_dir: Path, model_address: str) -> contextlib.AbstractContextMana
     return started("mini_assistant", arguments, ready="is ready at ", cores=[server_core()], environment=environment)
 
 
+def replica(folder: Path, environment: Mapping[str, str]) -> contextlib.AbstractContextManager[Process]:
+    """`mini-assistant serve` on all cores; the environment names a PostgreSQL, and that others do the work."""
+    arguments = ["serve", "--port", "0", "--data-dir", str(folder)]
+    return started("mini_assistant", arguments, ready="is ready at ", cores=_cores(), environment=environment)
+
+
+def worker(folder: Path, environment: Mapping[str, str]) -> contextlib.AbstractContextManager[Process]:
+    """`mini-assistant worker` on all cores; it has no address."""
+    arguments = ["worker", "--data-dir", str(folder)]
+    return started("mini_assistant", arguments, ready="is ready", cores=_cores(), environment=environment)
+
+
 def bare_app(folder: Path) -> contextlib.AbstractContextManager[Process]:
     """The bound of requests, on the server's core."""
     return started("bench.bare_app", [str(folder)], ready="http", cores=[server_core()])
 
 
-def bare_relay(model_address: str) -> contextlib.AbstractContextManager[Process]:
-    """The bound of the relay, on the server's core."""
-    return started("bench.bare_relay", [model_address], ready="http", cores=[server_core()])
+def bare_relay(model_address: str, *, on_all_cores: bool = False) -> contextlib.AbstractContextManager[Process]:
+    """The bound of the relay, on the server's core or on all of them."""
+    return started("bench.bare_relay", [model_address], ready="http", cores=_cores() if on_all_cores else [server_core()])
 
 
 def scripted_endpoint() -> contextlib.AbstractContextManager[Process]:
@@ -150,3 +172,61 @@ def every_core() -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+class Postgres:
+    """A running PostgreSQL. `url` is the address of a database with the tables of a cluster."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self._server = server
+        self.url = server.create_database(_DATABASE)
+        migrate_postgres(self.url)
+        apply_schema(self.url)
+        self._pid = self._postmaster()
+
+    def _postmaster(self) -> int:
+        return int(str(self._server.execute("SELECT pg_read_file('postmaster.pid')")[0][0]).split()[0])
+
+    def cpu_seconds(self) -> float:
+        """User and system time of all its processes so far, those that have ended included. Those it had before `restart` are not."""
+        # A process that ends between the two looks is missing in the first and counted in the second: look again.
+        while True:
+            ended_before = _ended_seconds(self._pid)
+            living = sum(map(_living_seconds, [self._pid, *_children(self._pid)]))
+            if _ended_seconds(self._pid) == ended_before:
+                return living + ended_before
+
+    def restart(self) -> float:
+        """Cut off all connections and begin anew, in the calling thread; returns for how many seconds it was away."""
+        began = time.perf_counter()
+        with every_core():
+            self._server.stop()
+            self._server.start()
+        self._pid = self._postmaster()
+        return time.perf_counter() - began
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _living_seconds(pid: int) -> float:
+    try:
+        return time.clock_gettime(~pid << 3 | 2)  # see `Process.cpu_seconds`
+    except OSError:
+        return 0.0  # it has just ended
+
+
+def _ended_seconds(pid: int) -> float:
+    # The name, in brackets, may have spaces; cutime and cstime are the 16th and 17th field, counted from 1.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[13]) + int(fields[14])) * _TICK_SECONDS
+
+
+@contextlib.contextmanager
+def postgres() -> Iterator[Postgres]:
+    """The tests' own PostgreSQL, on all cores. Its `fsync` is off: a commit costs what the code and PostgreSQL make of it."""
+    with contextlib.ExitStack() as stack:
+        with every_core():
+            server = stack.enter_context(running_postgres())
+        yield Postgres(server)

@@ -46,8 +46,8 @@ async def close_streams(readers: Iterable[StreamReader]) -> None:
 
 async def streamed_seconds(address: str, data: bytes) -> float:
     """The time from sending a request to the end of its stream."""
-    reader = await open_stream(address, data)
     began = time.perf_counter()
+    reader = await open_stream(address, data)
     async with asyncio.timeout(OPEN_TIMEOUT_SECONDS):
         await reader.ended
     taken = time.perf_counter() - began

@@ -5,8 +5,10 @@ The exact index on the same rows is the measure. Nothing here is timed: what hap
 
 import asyncio
 import random
+import re
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -334,7 +336,9 @@ async def test_without_the_extension_everything_is_exact(postgres: PostgresServe
     await bench.add_many(3)
     await bench.index.maintain()
     assert await bench.recall(3) == 1.0
-    postgres.execute("CREATE EXTENSION vector", "of_plain")
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "scale-out.md").read_text(encoding="utf-8")
+    [statement] = re.findall(r"^psql --dbname=mini_assistant --command='(.+)'$", page, re.MULTILINE)
+    postgres.execute(statement, "of_plain")
     await bench.index.close()
     await bench.index.open()
     await bench.index.maintain()

@@ -12,7 +12,7 @@ from mini_assistant.db.migrations import migrate_postgres
 from mini_assistant.errors import StoreUnavailable
 from mini_assistant.events.base import START, Position, PositionLost, StreamEvent, Subscription
 from mini_assistant.events.postgres import PostgresEventBus
-from mini_assistant.events.shared_log import Outbox
+from mini_assistant.events.shared_log import _SHARE, Outbox
 from mini_assistant.events.shared_rings import ATTEMPT, PIECES_LOST, Entry
 from tests.postgres_server import running_postgres
 
@@ -338,6 +338,32 @@ async def test_attaching_while_much_is_told_misses_nothing(cluster: Cluster) -> 
     whole = "".join(f"{number} " for number in range(count))
     for reader in readers:
         assert text(await read_until(reader, lambda events: bool(events) and events[-1].seq == 2)) == whole
+
+
+async def test_what_is_committed_late_is_not_passed_by(cluster: Cluster) -> None:
+    """One process has numbered its entry and not committed it; another one's comes behind it, and waits for that."""
+    worker, replica = await cluster.process(), await cluster.process()
+    await cluster.write(worker, "thread.run.in_progress")
+    reader = await attach(replica, last_seq=1)
+    late, soon = await asyncpg.connect(cluster.url), await asyncpg.connect(cluster.url)
+    opened = late.transaction()
+    await opened.start()
+    await share_delta(late, 1, b"late ")
+    sharing = asyncio.create_task(share_delta(soon, 2, b"soon "))
+    is_blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    while not sharing.done() and not await cluster.rows.fetchval(is_blocked):  # noqa: ASYNC110 - it has no event of its own
+        await asyncio.sleep(0.005)
+    await opened.commit()
+    await sharing
+    await cluster.write(worker, "thread.run.completed")
+    assert text(await read_until(reader, lambda events: bool(events) and events[-1].seq == 2)) == "late soon "
+    for connection in (late, soon):
+        await connection.close()
+
+
+async def share_delta(connection: asyncpg.Connection, part: int, data: bytes) -> None:
+    """Tell of a delta of the run as a process does."""
+    await connection.execute(_SHARE, [RUN], [1], [1], [part], [DELTA], [data], [RUN])
 
 
 async def test_what_rows_have_settled_is_deleted_from_the_log_and_open_pieces_are_kept(cluster: Cluster) -> None:

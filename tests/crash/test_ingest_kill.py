@@ -1,5 +1,6 @@
 """kill -9 in the middle of an ingest: every file is ingested in the end, whole and once, and all counters are right."""
 
+import asyncio
 import os
 import random
 import time
@@ -11,6 +12,8 @@ from mini_assistant.app import open_services
 from mini_assistant.services import Services
 from mini_assistant.settings import Settings
 from mini_assistant.vector_stores.search import SearchOptions, search_stores
+from tests.crash.cluster import Cluster
+from tests.postgres_server import PostgresServer
 from tests.server_process import ServerProcess
 from tests.vector_store_rows import PROJECT, attach, file_row, insert_file, insert_store, passage_texts, store_row
 
@@ -94,11 +97,18 @@ async def kill_while_ingesting(data_dir: Path, pick: random.Random, kills: int, 
         time.sleep(1)  # noqa: ASYNC251
         server.kill()
         if await is_settled(data_dir, waiting):
-            assert list((data_dir / "ingest").glob("*")) == []
+            server.start()
+            server.stop()
+            assert copies_in(data_dir) == set(), "a start deletes what kills have left behind"
             return kills
         server.start()
     server.kill()
     raise AssertionError("the files are not ingested after a minute")
+
+
+def copies_in(data_dir: Path) -> set[Path]:
+    """What processes have copied of blobs, to parse it."""
+    return set((data_dir / "ingest").glob("*"))
 
 
 async def test_four_kills(tmp_path: Path) -> None:
@@ -111,3 +121,51 @@ async def test_many_kills(tmp_path: Path) -> None:
     pick, kills = random.Random(_seed()), 0
     while kills < int(os.environ.get("CRASH_KILLS") or 60):
         kills += await kill_while_ingesting(tmp_path / f"data-{kills}", pick, kills=20, stores=4, files_each=25)
+
+
+async def test_a_starting_worker_deletes_copies_of_dead_processes_and_leaves_those_of_living_ones(
+    postgres: PostgresServer, tmp_path: Path
+) -> None:
+    """Three workers on one machine share a folder. One stands still in the middle of a file, and one is killed there."""
+    cluster = Cluster(postgres, tmp_path, ENVIRONMENT)
+    settings = Settings(data_dir=tmp_path, database_url=cluster.environment["MINI_ASSISTANT_DATABASE_URL"], sandbox="none")
+    async with asyncio.timeout(120), open_services(settings, ()) as services, cluster.with_processes(servers=0, workers=0):
+        living = await cluster.add_worker()
+        waiting = await attach_one(services, content_of(1))
+        of_living = await until_copies(tmp_path, set())
+        living.freeze()
+        dead = await cluster.add_worker()
+        waiting |= await attach_one(services, content_of(2))
+        await until_copies(tmp_path, of_living)
+        await cluster.kill(dead)
+        of_dead = copies_in(tmp_path) - of_living
+        assert of_dead
+
+        await cluster.add_worker()
+        while of_dead & copies_in(tmp_path):  # noqa: ASYNC110 - other processes delete them
+            await asyncio.sleep(0.005)
+        assert of_living <= copies_in(tmp_path)
+        living.thaw()
+        while copies_in(tmp_path) or not await are_completed(services, waiting):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        await check(services, waiting)
+
+
+async def attach_one(services: Services, text: str) -> dict[str, dict[int, str]]:
+    """A store with one file that waits, and the queue told of it."""
+    store_id = await insert_store(services)
+    seq = await attach(services, store_id, await insert_file(services, text, "text.txt"), chunk_tokens_max=100, overlap_tokens=0)
+    services.queue.put("ingest", str(seq))
+    return {store_id: {seq: text}}
+
+
+async def until_copies(data_dir: Path, known: set[Path]) -> set[Path]:
+    """Wait until there are other copies than these; returns them."""
+    while not (found := copies_in(data_dir) - known):  # noqa: ASYNC110 - another process makes them
+        await asyncio.sleep(0.001)
+    return found
+
+
+async def are_completed(services: Services, waiting: dict[str, dict[int, str]]) -> bool:
+    rows = [await file_row(services, seq) for texts in waiting.values() for seq in texts]
+    return all(row is not None and row["status"] == "completed" for row in rows)

@@ -186,7 +186,7 @@ class PostgresEventBus:
         """The ring of a run that nobody reads here, with everything that has been told up to now."""
         self._loading[run_id] += 1  # wake-ups from now on are heeded
         try:
-            async with self._log.reading() as reader:
+            async with self._log.reading(to_hear=True) as reader:
                 ring = self._rings.get(run_id)
                 if ring is not None and ring.readers:
                     await self._read(reader, {run_id: ring})

@@ -13,6 +13,7 @@ import asyncpg
 import msgspec
 
 from mini_assistant.errors import StoreUnavailable
+from mini_assistant.events.rings import STOPS
 from mini_assistant.events.shared_rings import ATTEMPT, DELETED_RUN, PIECES_LOST, Entry
 
 log = logging.getLogger("mini_assistant.events")
@@ -28,6 +29,8 @@ _PRUNE_ENTRIES_MAX = 5000
 KEPT_SECONDS = 30.0
 """Entries that are younger than this are never deleted."""
 
+# Entries are numbered in the order of their commits, over all runs and processes: `share_events` takes a lock before it takes numbers, and
+# PostgreSQL gives it back when what was written can be seen. So whoever has read up to a number misses nothing below it.
 _SHARE = "SELECT share_events($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::bytea[], $7::text[])"
 _SELECT_NEW = (
     "SELECT e.n, e.run_id, e.attempt, e.seq, e.part, e.name, e.data FROM unnest($1::text[], $2::bigint[]) AS wanted (run_id, n)"
@@ -54,6 +57,8 @@ DELETE FROM shared_events WHERE n IN (
         AND (r.id IS NULL OR e.seq < r.version OR r.status NOT IN ('queued', 'in_progress', 'requires_action', 'cancelling'))
     ORDER BY e.n LIMIT {_PRUNE_ENTRIES_MAX} FOR UPDATE OF e SKIP LOCKED)
 """  # noqa: S608 - made of this module's own numbers
+# The log is planned when it is empty and read when it is long: by its indexes, whatever it looks like in between.
+_READER_SETTINGS = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
 _UNREACHABLE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 Connection = Any
@@ -69,12 +74,15 @@ class Outbox:
         self._entries: list[Entry] = []
         self._sending: Sequence[Entry] = ()
         self.has_entries = asyncio.Event()
+        self.has_stop = asyncio.Event()
 
     def put(self, entries: Iterable[Entry]) -> None:
         """Tell something, after all that was told before."""
         for entry in entries:
             self._entries.append(entry)
             self._size_bytes += len(entry.data) + _ENTRY_OVERHEAD_BYTES
+            if entry.name in STOPS:
+                self.has_stop.set()
         if self._size_bytes > self._bytes_max:
             self._give_up_deltas()
         self.has_entries.set()
@@ -94,6 +102,7 @@ class Outbox:
             self._size_bytes -= size_bytes
         if not self._entries:
             self.has_entries.clear()
+            self.has_stop.clear()
         return self._sending
 
     def end(self) -> None:
@@ -118,7 +127,9 @@ class Outbox:
 
 
 class SharedLog:
-    """Two connections to PostgreSQL: one sends, the other listens and reads.
+    """Two connections to PostgreSQL: one sends, the other reads, and listens from the first time that somebody wants to hear.
+
+    Every process that listens is woken by whatever any other tells, so one without readers, such as a worker, does not.
 
     on_wake: called with ids of runs that others have told of. on_reconnect: called when wake-ups may have been lost; its argument says
     that the server was started anew, so that what nobody had read of the log may be lost too.
@@ -143,6 +154,8 @@ class SharedLog:
         self._reader: Connection = None
         self._reading = asyncio.Lock()
         self._started_at: str | None = None
+        self._wants_to_hear = False
+        self._listener: Connection = None
         self._is_stopping = False
         self._has_to_prune = False
         self._is_away = False
@@ -158,6 +171,7 @@ class SharedLog:
         """Send what is left, if PostgreSQL takes it in time, and give back the connections."""
         self._is_stopping = True
         self.outbox.has_entries.set()
+        self.outbox.has_stop.set()  # ends a pause
         if self._flushing is not None:
             await asyncio.wait({self._flushing}, timeout=self._wait_seconds)
             self._flushing.cancel()
@@ -175,7 +189,7 @@ class SharedLog:
     # --- sending --------------------------------------------------------------------------------------------------------------
 
     async def _flush_always(self) -> None:
-        """Send what is there, then pause: what comes meanwhile is one batch."""
+        """Send what is there, then pause: what comes meanwhile is one batch. A run that has stopped is waited for, and cuts it short."""
         while True:
             await self.outbox.has_entries.wait()
             if not await self._flush():
@@ -186,7 +200,9 @@ class SharedLog:
             elif self._is_stopping and not self.outbox.has_entries.is_set():
                 return
             elif not self._is_stopping:
-                await asyncio.sleep(self._flush_interval_seconds)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._flush_interval_seconds):
+                        await self.outbox.has_stop.wait()
 
     async def _flush(self) -> bool:
         """Send one batch; False when PostgreSQL does not take it."""
@@ -221,12 +237,15 @@ class SharedLog:
     # --- hearing and reading --------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def reading(self) -> AsyncGenerator["LogReader"]:
-        """The connection for reading, one task at a time. Raises StoreUnavailable."""
+    async def reading(self, *, to_hear: bool = False) -> AsyncGenerator["LogReader"]:
+        """The connection for reading, one task at a time. to_hear: be woken from now on. Raises StoreUnavailable."""
+        self._wants_to_hear = self._wants_to_hear or to_hear
         async with self._reading:
             try:
                 if self._reader is None or self._reader.is_closed():
                     await self._open_reader()
+                if self._wants_to_hear and self._listener is not self._reader:
+                    await self._listen(self._reader)
                 yield LogReader(self._reader)
             except _UNREACHABLE as exc:
                 await self._close(self._reader)
@@ -236,9 +255,10 @@ class SharedLog:
     async def _open_reader(self) -> None:
         if self._is_stopping:
             raise StoreUnavailable("The server is stopping.", retryable=True)
-        connection = await self._connected()
+        connection = await self._connected(_READER_SETTINGS)
         try:
-            await connection.add_listener(_CHANNEL, self._hear)
+            if self._wants_to_hear:
+                await self._listen(connection)
             started_at: str = await connection.fetchval(_STARTED_AT)
         except BaseException:
             await self._close(connection)
@@ -249,6 +269,10 @@ class SharedLog:
         if known is not None:
             self._on_reconnect(started_at != known)
 
+    async def _listen(self, connection: Connection) -> None:
+        await connection.add_listener(_CHANNEL, self._hear)
+        self._listener = connection
+
     def _hear(self, _connection: object, sender: int, _channel: str, payload: object) -> None:
         is_own = self._sender is not None and not self._sender.is_closed() and sender == self._sender.get_server_pid()
         if not is_own:
@@ -258,9 +282,10 @@ class SharedLog:
         if connection is self._reader:
             self._on_wake(())
 
-    async def _connected(self) -> Connection:
+    async def _connected(self, settings: Mapping[str, str] | None = None) -> Connection:
         connect: Any = asyncpg.connect  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        return await connect(self._url, timeout=self._wait_seconds, command_timeout=self._wait_seconds)
+        limits = {"timeout": self._wait_seconds, "command_timeout": self._wait_seconds}
+        return await connect(self._url, **limits, server_settings=settings and dict(settings))
 
     async def _close(self, connection: Connection) -> None:
         if connection is not None and not connection.is_closed():

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import importlib.metadata
 import logging
+import random
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from itertools import islice
 from typing import Any, NamedTuple, cast, get_args
@@ -17,6 +18,7 @@ from procrastinate import App, PsycopgConnector
 from procrastinate.connector import Notify
 from procrastinate.exceptions import ConnectorException
 from procrastinate.manager import get_channel_for_queues
+from procrastinate.sql import queries
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool
@@ -36,13 +38,17 @@ _FIRST_PAUSE_SECONDS = 0.1
 _PAUSE_SECONDS_MAX = 5.0
 _STEADY_SECONDS = 10.0
 _POLL_INTERVAL_SECONDS = 5.0
-_SECOND_LOOK_SECONDS = 0.02
 _CLEAN_INTERVAL_SECONDS = 60.0
 _STALLED_SECONDS = 30.0
 _LAST_BATCH_SECONDS = 2.0
 
 _NEW_JOB = '{"type": "job_inserted", "job_id": 0}'
 _NOTIFY = "SELECT pg_notify(%(channel)s, payload) FROM unnest(%(payloads)s::text[]) AS payload"
+_FETCH_JOB = queries["fetch_job"]
+_SEE_JOB = "SELECT EXISTS (SELECT 1 FROM procrastinate_jobs WHERE status = 'todo' AND queue_name = ANY(%(queues)s)) AS is_there"
+_NO_JOB: dict[str, Any] = {"id": None}
+_MISS_SECONDS = 0.001
+_MISSES_MAX = 10
 _COUNT_WAITING = "SELECT count(*) AS waiting FROM procrastinate_jobs WHERE status = 'todo'"
 # A job whose worker is gone has no worker. What has waited for an hour is wanted by nobody, or its row has been found long since.
 _DELETE_LOST_JOBS = """
@@ -61,11 +67,32 @@ class _Hint(NamedTuple):
 
 
 class _Connector(PsycopgConnector):
-    """procrastinate's connections, but for the one that it would listen on: the queue has one for everything it hears."""
+    """procrastinate's connections, but for the one that it would listen on: the queue has one for everything it hears.
+
+    Every worker is told of every job. To take one costs PostgreSQL much more than to see that there is none, so it is looked for before;
+    and a worker that comes too late again and again waits a little longer, by chance, so that the others have taken the job by then.
+    """
 
     def __init__(self, listen: Callable[[Notify], Awaitable[None]]) -> None:
         super().__init__()  # pyright: ignore[reportUnknownMemberType] - of bare callables
         self._listen = listen
+        self.is_not_looking = asyncio.Event()
+        self.is_not_looking.set()
+        self._misses = 0
+
+    async def execute_query_one_async(self, query: Any, **arguments: Any) -> dict[str, Any]:
+        if query != _FETCH_JOB:
+            return await super().execute_query_one_async(query, **arguments)
+        self.is_not_looking.clear()
+        try:
+            if self._misses:
+                await asyncio.sleep(random.random() * self._misses * _MISS_SECONDS)  # noqa: S311 - no secret
+            seen = await super().execute_query_one_async(_SEE_JOB, queues=arguments["queues"])
+            found = await super().execute_query_one_async(query, **arguments) if seen["is_there"] else _NO_JOB
+            self._misses = min(self._misses + 1, _MISSES_MAX) if found["id"] is None else 0
+            return found
+        finally:
+            self.is_not_looking.set()
 
     async def listen_notify(self, on_notification: Notify, channels: Iterable[str]) -> None:
         await self._listen(on_notification)
@@ -82,7 +109,8 @@ class ProcrastinateQueue:
         self._wait_seconds = wait_seconds
         self._connection = _connection_options(url, wait_seconds)
         self._waiting: dict[TaskKind, asyncio.Queue[str]] = {kind: asyncio.Queue() for kind in get_args(TaskKind) if kind in kinds}
-        self._app = App(connector=_Connector(self._wake_worker))
+        self._connector = _Connector(self._wake_worker)
+        self._app = App(connector=self._connector)
         # Each kind is a queue of procrastinate, with one task that takes an id.
         self._offers = {kind: self._make_offer(kind) for kind in cast("tuple[TaskKind, ...]", get_args(TaskKind))}
         # What is still to be sent, in its order. An id that waits already is not sent twice.
@@ -280,16 +308,14 @@ class ProcrastinateQueue:
                     waiting.put_nowait(task_id)
 
     async def _wake_worker(self, on_notification: Notify) -> None:
-        """Tell procrastinate's worker of new jobs, and once more a little later.
+        """Tell procrastinate's worker of new jobs, but not while it looks for one.
 
-        It forgets what it is told while it looks for a job, and would find that one only with its next poll.
+        It forgets what it is told meanwhile, as soon as it has its answer, and would find that job only with its next poll.
         """
-        must_repeat = False
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_SECOND_LOOK_SECONDS if must_repeat else None):
-                    await self._has_jobs.wait()
-            must_repeat = self._has_jobs.is_set()
+            await self._has_jobs.wait()
+            while not self._connector.is_not_looking.is_set():
+                await self._connector.is_not_looking.wait()
             self._has_jobs.clear()
             await on_notification(channel="", payload=_NEW_JOB)
 

@@ -6,7 +6,6 @@ The disk is only touched in threads; pieces are collected, so that a thread is n
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import shutil
 import sys
@@ -15,11 +14,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mini_assistant.errors import BlobMissing, StoreUnavailable
-from mini_assistant.files.blobs.base import BlobTooLarge, WrittenBlob
+from mini_assistant.files.blobs.base import WrittenBlob
+from mini_assistant.files.blobs.batches import BlobHashes, batches_of, joined
 
 _READ_BYTES = 256 * 1024
-# While one batch is hashed and written, the next one is collected: a write takes twice this much memory.
-_WRITE_BYTES = 1024 * 1024
 
 
 class DiskBlobStore:
@@ -31,10 +29,9 @@ class DiskBlobStore:
     async def write(self, key: str, pieces: AsyncIterable[bytes], *, bytes_max: int) -> WrittenBlob:
         writing = _Writing(self._place(key))
         try:
-            async for piece in pieces:
-                if writing.size_bytes + len(piece) > bytes_max:
-                    raise BlobTooLarge
-                await writing.add(piece)
+            async with contextlib.aclosing(batches_of(pieces, bytes_max)) as batches:
+                async for batch in batches:
+                    await writing.add(batch)
             return await writing.finish()
         except OSError as exc:
             raise StoreUnavailable(f"{self._folder} cannot be written: {exc.strerror or exc}.") from exc
@@ -42,13 +39,7 @@ class DiskBlobStore:
             await writing.close()
 
     async def join(self, key: str, parts: Sequence[str]) -> WrittenBlob:
-        return await self.write(key, self._joined(parts), bytes_max=sys.maxsize)
-
-    async def _joined(self, parts: Sequence[str]) -> AsyncGenerator[bytes]:
-        for part in parts:
-            async with contextlib.aclosing(self.read(part)) as pieces:
-                async for piece in pieces:
-                    yield piece
+        return await self.write(key, joined(self.read, parts), bytes_max=sys.maxsize)
 
     async def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes]:
         reading = _Reading(self._place(key), start)
@@ -92,44 +83,33 @@ class _Writing:
     def __init__(self, place: Path) -> None:
         self._place = place
         self._file: BinaryIO | None = None
-        self._sha256 = hashlib.sha256()
-        self._md5 = hashlib.md5(usedforsecurity=False)
-        self._waiting = bytearray()
+        self._hashes = BlobHashes()
         self._job: asyncio.Future[None] | None = None
         self._is_finished = False
-        self.size_bytes = 0
 
-    async def add(self, piece: bytes) -> None:
-        self.size_bytes += len(piece)
-        self._waiting += piece
-        if len(self._waiting) >= _WRITE_BYTES:
-            await self._hand_over()
-
-    async def _hand_over(self) -> None:
+    async def add(self, batch: bytearray) -> None:
+        """Returns when a thread has begun with it, so that the next one can be collected meanwhile."""
         if self._job is not None:
             await asyncio.shield(self._job)
-        batch, self._waiting = self._waiting, bytearray()
         self._job = asyncio.get_running_loop().run_in_executor(None, self._write, batch)
 
     def _write(self, batch: bytearray) -> None:
         if self._file is None:
             _make_folder(self._place.parent)
             self._file = open(_unfinished(self._place), "wb", buffering=0)  # noqa: SIM115 - closed by `close`
-        self._sha256.update(batch)
-        self._md5.update(batch)
+        self._hashes.add(batch)
         rest = memoryview(batch)
         while rest:
             rest = rest[self._file.write(rest) :]
 
     async def finish(self) -> WrittenBlob:
-        """Put the blob into its place, for good."""
-        await self._hand_over()
+        """Put the blob into its place, for good. At least one batch has been added."""
         assert self._job is not None
         await asyncio.shield(self._job)
         self._job = asyncio.get_running_loop().run_in_executor(None, self._move)
         await asyncio.shield(self._job)
         self._is_finished = True
-        return WrittenBlob(self.size_bytes, self._sha256.hexdigest(), self._md5.hexdigest())
+        return self._hashes.written()
 
     def _move(self) -> None:
         assert self._file is not None
@@ -208,6 +188,8 @@ def _check(folder: Path) -> int:
     """Write and drop a small file; returns the free bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f"check-{os.getpid()}"
-    probe.write_bytes(b"1")
-    probe.unlink()
+    try:
+        probe.write_bytes(b"1")
+    finally:
+        probe.unlink(missing_ok=True)
     return shutil.disk_usage(folder).free

@@ -6,7 +6,6 @@ aborted; parts that a killed process has left behind are in no list of objects, 
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import re
 import sys
@@ -20,7 +19,8 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from mini_assistant.errors import BlobMissing, ConfigError, StoreUnavailable
-from mini_assistant.files.blobs.base import BlobTooLarge, WrittenBlob
+from mini_assistant.files.blobs.base import WrittenBlob
+from mini_assistant.files.blobs.batches import BlobHashes, batches_of, joined
 from mini_assistant.ids import new_blob_key
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _READ_BYTES = 256 * 1024
-_BATCH_BYTES = 1024 * 1024
 # The least that S3 takes as a part. A blob has at most 10,000 of them, which is 52 GB.
 _PART_BYTES = 5 * 1024 * 1024
 _PARTS_IN_FLIGHT_MAX = 2
@@ -99,10 +98,9 @@ class S3BlobStore:
         assert key.isalnum(), key
         writing = _Writing(obstore.open_writer_async(self._store, key, buffer_size=_PART_BYTES, max_concurrency=_PARTS_IN_FLIGHT_MAX))
         try:
-            async for piece in pieces:
-                if writing.size_bytes + len(piece) > bytes_max:
-                    raise BlobTooLarge
-                await self._done(writing.add(piece), "written")
+            async with contextlib.aclosing(batches_of(pieces, bytes_max)) as batches:
+                async for batch in batches:
+                    await self._done(writing.add(batch), "written")
             return await self._done(writing.finish(), "written")
         finally:
             if not writing.is_finished:
@@ -125,13 +123,7 @@ class S3BlobStore:
             _log.warning("Parts of an unfinished blob stay in %s until its lifecycle rule drops them: %s.", self._where, _reason(exc))
 
     async def join(self, key: str, parts: Sequence[str]) -> WrittenBlob:
-        return await self.write(key, self._joined(parts), bytes_max=sys.maxsize)
-
-    async def _joined(self, parts: Sequence[str]) -> AsyncGenerator[bytes]:
-        for part in parts:
-            async with contextlib.aclosing(self.read(part)) as pieces:
-                async for piece in pieces:
-                    yield piece
+        return await self.write(key, joined(self.read, parts), bytes_max=sys.maxsize)
 
     async def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes]:
         reached = start
@@ -205,39 +197,24 @@ class _Abort(Exception):
 
 
 class _Writing:
-    """A blob while it arrives: pieces are collected to batches, which are hashed in a thread while the client takes them."""
+    """A blob while it arrives: batches are hashed in a thread while the client takes them."""
 
     def __init__(self, writer: "AsyncWritableFile") -> None:
         self._writer = writer
-        self._sha256 = hashlib.sha256()
-        self._md5 = hashlib.md5(usedforsecurity=False)
-        self._waiting = bytearray()
+        self._hashes = BlobHashes()
         self._closing: asyncio.Future[None] | None = None
-        self.size_bytes = 0
         self.is_finished = False
 
-    async def add(self, piece: bytes) -> None:
-        self.size_bytes += len(piece)
-        self._waiting += piece
-        if len(self._waiting) >= _BATCH_BYTES:
-            await self._hand_over()
-
-    async def _hand_over(self) -> None:
-        batch, self._waiting = self._waiting, bytearray()
-        await asyncio.gather(asyncio.to_thread(self._hash, batch), self._writer.write(batch))
-
-    def _hash(self, batch: bytearray) -> None:
-        self._sha256.update(batch)
-        self._md5.update(batch)
+    async def add(self, batch: bytearray) -> None:
+        await asyncio.gather(asyncio.to_thread(self._hashes.add, batch), self._writer.write(batch))
 
     async def finish(self) -> WrittenBlob:
         """Send the last part, and make an object of all."""
-        await self._hand_over()
         # The client cannot abort from here on, so this step is waited for even when the writer is cancelled.
         self._closing = asyncio.ensure_future(self._writer.close())
         await asyncio.shield(self._closing)
         self.is_finished = True
-        return WrittenBlob(self.size_bytes, self._sha256.hexdigest(), self._md5.hexdigest())
+        return self._hashes.written()
 
     async def abort(self) -> bool:
         """Drop the parts that were sent; returns whether there is an object, since it was too late for that."""

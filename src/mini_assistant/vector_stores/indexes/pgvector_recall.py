@@ -13,11 +13,7 @@ from numpy.typing import NDArray
 from mini_assistant.vector_stores.indexes.base import IndexQuery
 from mini_assistant.vector_stores.indexes.fusion import Places, Scores, best_of, fused_ranks, score_of_rank
 from mini_assistant.vector_stores.indexes.products import fill_products
-from mini_assistant.vector_stores.indexes.scan import (
-    Found,
-    _in_order,  # pyright: ignore[reportPrivateUsage]
-    _text_scores,  # pyright: ignore[reportPrivateUsage]
-)
+from mini_assistant.vector_stores.indexes.scan import Found, found_at, text_scores
 from mini_assistant.vector_stores.indexes.snapshot import Snapshot
 
 # Passages that each side brings in: for the default score, where the sum of both decides, and for ranks, which reach further down.
@@ -92,7 +88,7 @@ def recall_of(snapshot: Snapshot, query: IndexQuery, filled_seq: int) -> Recall:
     if is_fused and is_few:
         depth = max(depth, filled_count)  # then all ranks are true
     is_scanned = is_few or filled_count**2 <= _SCANNED_SQUARE_PER_PASSAGE * snapshot.passage_count or depth > _GRAPH_DEPTH_MAX
-    text = _text_scores(snapshot, query.text)
+    text = text_scores(snapshot, query.text)
     sample = _sample(snapshot, is_filled) if is_fused else np.empty(0, np.int64)
     return Recall(
         snapshot,
@@ -167,7 +163,7 @@ def found_by(recall: Recall, parts: list[Gathered]) -> list[Found]:
         scores = _fused(recall, gathered, query.embedding_weight, query.text_weight)
     else:
         scores = _mean(recall, gathered)
-    return _in_order(recall.snapshot, scores, gathered.places, query.limit)
+    return found_at(recall.snapshot, scores, gathered.places, query.limit)
 
 
 def _mean(recall: Recall, gathered: Gathered) -> Scores:

@@ -15,10 +15,7 @@ from mini_assistant.errors import StoreUnavailable
 from mini_assistant.vector_stores.indexes.base import Hit, StoreScope
 from mini_assistant.vector_stores.indexes.postings import POSTINGS_PASSAGES_MAX, decode_postings
 from mini_assistant.vector_stores.indexes.scan import Found
-from mini_assistant.vector_stores.indexes.segments import (
-    SegmentIndex,
-    _grouped,  # pyright: ignore[reportPrivateUsage]
-)
+from mini_assistant.vector_stores.indexes.segments import SegmentIndex, read_groups
 from mini_assistant.vector_stores.indexes.snapshot import Block, SegmentKey, Snapshot, block_of, encode_vectors, merge_blocks
 
 _select_postings = Query(
@@ -43,7 +40,7 @@ class WordSnapshots(SegmentIndex):
 
     async def _load(self, scope: StoreScope, keys: list[SegmentKey]) -> list[Block]:
         loaded: list[Block] = []
-        for group in _grouped(keys):
+        for group in read_groups(keys):
             rows = await self._db.read(_select_postings(vector_store_id=scope.vector_store_id, first=group[0].seq, last=group[-1].seq))
             loaded += await asyncio.to_thread(_blocks_of, rows, {key.seq: key for key in group})
         return await asyncio.to_thread(_merged, loaded)

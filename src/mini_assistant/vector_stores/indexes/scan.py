@@ -42,15 +42,15 @@ def search_snapshot(snapshot: Snapshot, query: IndexQuery) -> list[Found]:
         return _best_by_mean(snapshot, query, places)
     if query.text_weight == 0 and query.embedding_weight > 0:
         return _best_by_vector(snapshot, query, places)
-    dense, text = _picked(_dense_scores(snapshot, query.vector), places), _text_scores(snapshot, query.text)
+    dense, text = _picked(_dense_scores(snapshot, query.vector), places), text_scores(snapshot, query.text)
     scores = fused_ranks(dense, None if text is None else _picked(text, places), query.embedding_weight, query.text_weight)
     chosen = best_of(scores, query.limit)
-    return _in_order(snapshot, scores[chosen], chosen if places is None else places[chosen], query.limit)
+    return found_at(snapshot, scores[chosen], chosen if places is None else places[chosen], query.limit)
 
 
 def _best_by_mean(snapshot: Snapshot, query: IndexQuery, places: Places | None) -> list[Found]:
     """By the default score."""
-    rest = _text_scores(snapshot, query.text)
+    rest = text_scores(snapshot, query.text)
     if rest is not None:
         rest *= np.float32(0.5)
     dense, error = _nearly_dense_scores(snapshot, query.vector)
@@ -63,7 +63,7 @@ def _best_by_mean(snapshot: Snapshot, query: IndexQuery, places: Places | None) 
         scores = _dense_scores_of(snapshot, query.vector, chosen) * np.float32(0.5)
         if rest is not None:
             scores += rest[chosen]
-    return _in_order(snapshot, scores, chosen, query.limit)
+    return found_at(snapshot, scores, chosen, query.limit)
 
 
 def _best_by_vector(snapshot: Snapshot, query: IndexQuery, places: Places | None) -> list[Found]:
@@ -71,7 +71,7 @@ def _best_by_vector(snapshot: Snapshot, query: IndexQuery, places: Places | None
     dense, error = _nearly_dense_scores(snapshot, query.vector)
     chosen = _candidates(dense, places, query.limit, error)
     scores = _dense_scores_of(snapshot, query.vector, chosen) if error else dense[chosen]
-    found = _in_order(snapshot, scores, chosen, query.limit)
+    found = found_at(snapshot, scores, chosen, query.limit)
     return [item._replace(score=score_of_rank(rank)) for rank, item in enumerate(found, start=1)]
 
 
@@ -138,7 +138,7 @@ def _extents(snapshot: Snapshot) -> Iterator[tuple[Part, int, int]]:
         start = end
 
 
-def _text_scores(snapshot: Snapshot, text: str) -> Scores | None:
+def text_scores(snapshot: Snapshot, text: str) -> Scores | None:
     """BM25 of all passages as a share of the most that the query's terms could give; None when no term is anywhere."""
     scores = np.zeros(snapshot.place_count, np.float32)
     has_match = False
@@ -176,8 +176,8 @@ def _alive_matches(part: Part, match: TermMatch | None) -> int:
     return int(np.count_nonzero(part.is_alive_passage[match.passages]))
 
 
-def _in_order(snapshot: Snapshot, scores: Scores, places: Places, limit: int) -> list[Found]:
-    """The best of these places, which have these scores."""
+def found_at(snapshot: Snapshot, scores: Scores, places: Places, limit: int) -> list[Found]:
+    """What is at these places, which have these scores: the best first, no more than `limit`, of the same score the older file's first."""
     file_seqs, ordinals = snapshot.located(places)
     order = np.lexsort((ordinals, file_seqs, -scores))[:limit]
     clipped = np.clip(scores[order], 0, 1)

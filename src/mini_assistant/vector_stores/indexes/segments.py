@@ -189,7 +189,7 @@ class SegmentIndex:
         merged: list[Block] = []
         waiting: list[Block] = []
         size = 0
-        for group in _grouped(keys):
+        for group in read_groups(keys):
             rows = await self._db.read(_select_blobs(vector_store_id=scope.vector_store_id, first=group[0].seq, last=group[-1].seq))
             for block in await asyncio.to_thread(_decoded, rows, {key.seq: key for key in group}):
                 if waiting and (size + block.passage_count > POSTINGS_PASSAGES_MAX or block.analyzer != waiting[0].analyzer):
@@ -254,8 +254,8 @@ def _listed(rows: list[Row]) -> tuple[int, list[SegmentKey]]:
     return rows[0][0], [SegmentKey(*row[1:]) for row in rows if row[1] is not None]
 
 
-def _grouped(keys: list[SegmentKey]) -> Iterator[list[SegmentKey]]:
-    """Segments that are read together."""
+def read_groups(keys: list[SegmentKey]) -> Iterator[list[SegmentKey]]:
+    """Segments in groups that are each read by one statement: as many as may be held at a time, in their order."""
     group: list[SegmentKey] = []
     size = 0
     for key in keys:
