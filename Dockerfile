@@ -49,5 +49,5 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health/live', timeout=4)"]
 ENTRYPOINT ["mini-assistant"]
-# Listening for others needs MINI_ASSISTANT_API_KEYS; without it the server says so and ends.
+# Listening for others needs a key (`mini-assistant keys create`, or MINI_ASSISTANT_API_KEYS); without one the server says so and ends.
 CMD ["serve", "--host", "0.0.0.0", "--port", "8000"]

@@ -28,7 +28,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # every recipe installs into the one .venv
-.PHONY: help setup setup-wasm setup-scale-out serve test test-all test-again bench check format docs lock clean
+.PHONY: help setup setup-wasm setup-scale-out setup-otel serve test test-all test-again bench check sbom format docs lock clean
 
 ##@ Run
 setup: $(SETUP) ## make .venv and install the server, the built-in model and the sandbox (BUILTIN_MODEL=no, SANDBOX=no: without)
@@ -36,6 +36,8 @@ setup: $(SETUP) ## make .venv and install the server, the built-in model and the
 setup-wasm: $(VENV)/.sandbox-wasm ## install and compile the WebAssembly sandbox too: some minutes, 2 GB of memory
 
 setup-scale-out: setup $(VENV)/.scale-out ## install the clients of PostgreSQL and S3 too, for more than one machine
+
+setup-otel: setup $(VENV)/.otel ## install the sender of traces too
 
 serve: setup ## start the server on http://127.0.0.1:8000; ARGS="--port 9000" for its flags
 	@exec $(PY) -m mini_assistant serve $(ARGS)
@@ -54,10 +56,16 @@ bench: setup $(VENV)/.test ## measure this checkout against bare servers; ARGS f
 	$(PY) -m bench $(ARGS)
 
 ##@ Change
-check: $(VENV)/.scale-out $(VENV)/.check ## check the format, lint, and check the types of src
+check: $(VENV)/.scale-out $(VENV)/.otel $(VENV)/.check sbom ## check the format, lint, check the types of src, and look at the packages
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m basedpyright
+	$(PY) requirements/check_packages.py
+
+sbom: $(VENV)/.check ## write build/sbom.json: what the server is made of, as CycloneDX
+	@mkdir -p build
+	@cat $(SHIPPED_LOCKS) | $(PY) -W ignore::UserWarning -m cyclonedx_py requirements --pyproject pyproject.toml --output-reproducible \
+	  --of JSON --output-file build/sbom.json -
 
 format: $(VENV)/.check ## format the code and mend what the linter can mend
 	$(PY) -m ruff check --fix .
@@ -73,6 +81,7 @@ lock: $(VENV)/.lock-tools ## write requirements/*.lock from *.in and pyproject.t
 	$(LOCK) pyproject.toml --output-file requirements/runtime.lock
 	$(LOCK) requirements/build.in --output-file requirements/build.lock
 	$(LOCK) requirements/scale-out.in --output-file requirements/scale-out.lock
+	$(LOCK) requirements/otel.in --output-file requirements/otel.lock
 	$(LOCK) requirements/builtin-model.in --output-file requirements/builtin-model.lock --no-deps
 	$(LOCK) requirements/builtin-embedder.in --output-file requirements/builtin-embedder.lock --no-deps
 	$(LOCK) requirements/test.in --output-file requirements/test.lock
@@ -95,6 +104,8 @@ help:
 
 COVERAGE_PAGE := from mini_assistant.app import all_routes; \
 	from mini_assistant.http.coverage_page import coverage_page; print(coverage_page(all_routes()), end="")
+
+SHIPPED_LOCKS := $(addprefix requirements/,runtime.lock scale-out.lock otel.lock builtin-model.lock builtin-embedder.lock)
 
 LOCK := $(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command "make lock" $(ARGS)
@@ -127,7 +138,12 @@ $(VENV)/.builtin-model: requirements/builtin-model.lock $(PY)
 	  echo "make: the built-in model could not be installed; BUILTIN_MODEL=no after any make command goes without it" >&2; exit 1; }
 	@touch $@
 
-$(VENV)/.test: requirements/test.lock $(VENV)/.scale-out
+$(VENV)/.otel: requirements/otel.lock $(VENV)/.runtime
+	@echo "make: installing the sender of traces"
+	@$(PIP) install --require-hashes -r requirements/otel.lock
+	@touch $@
+
+$(VENV)/.test: requirements/test.lock $(VENV)/.scale-out $(VENV)/.otel
 	@echo "make: installing the test packages"
 	@$(PIP) install --require-hashes -r requirements/test.lock
 	@touch $@
@@ -153,7 +169,7 @@ $(VENV)/.sandbox-wasm: $(SANDBOXES)/wasm.lock $(VENV)/.runtime
 	@$(PY) -m mini_assistant sandbox prepare wasm
 	@touch $@
 
-$(VENV)/.check: requirements/check.lock $(VENV)/.scale-out
+$(VENV)/.check: requirements/check.lock $(VENV)/.scale-out $(VENV)/.otel
 	@echo "make: installing the checkers"
 	@$(PIP) install --require-hashes -r requirements/check.lock
 	@touch $@

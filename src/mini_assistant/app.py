@@ -9,16 +9,14 @@ import logging
 import signal
 import socket
 import types
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Mapping
-from pathlib import Path
+from collections.abc import AsyncGenerator, Callable, Collection, Generator
 
-import msgspec
 import uvicorn
 
 from mini_assistant.assistants import routes as assistant_routes
 from mini_assistant.clock import SystemClock
 from mini_assistant.db.sqlite import SqliteDatabase
-from mini_assistant.errors import BackendError, ConfigError, ModelError
+from mini_assistant.errors import ConfigError, ModelError
 from mini_assistant.events.local import LocalEventBus
 from mini_assistant.files import routes as file_routes
 from mini_assistant.files.blobs.base import BlobStore
@@ -27,22 +25,25 @@ from mini_assistant.files.uploads import routes as upload_routes
 from mini_assistant.http import health, model_list
 from mini_assistant.http.api import Api
 from mini_assistant.http.connection import HttpConnection
+from mini_assistant.http.metrics_page import metrics_routes
 from mini_assistant.http.openapi import openapi_route
 from mini_assistant.http.routing import Route
+from mini_assistant.metrics import watch_event_loop
 from mini_assistant.models.base import ChatProvider
 from mini_assistant.models.builtin import BuiltinModel, builtin_capabilities
 from mini_assistant.models.embeddings.base import Embedder
 from mini_assistant.models.embeddings.fastembed import FastembedEmbedder
 from mini_assistant.models.embeddings.openai_compatible import EmbeddingsEndpoint
 from mini_assistant.models.embeddings.wordllama import WordllamaEmbedder
-from mini_assistant.models.endpoint_session import EndpointSession, public_address
+from mini_assistant.models.endpoint_session import public_address
 from mini_assistant.models.openai_compatible import OpenAICompatible
-from mini_assistant.models.probe import known_report, probe
-from mini_assistant.models.probe_report import ProbeReport, provider_toml
 from mini_assistant.models.provider_limits import ProviderLimits, limits_of
 from mini_assistant.models.rerank.base import Reranker
 from mini_assistant.models.rerank.endpoint import RerankEndpoint
-from mini_assistant.models.routing import BUILTIN, OPENAI, RoutedModels, find_route, provider_names
+from mini_assistant.models.routing import BUILTIN, OPENAI, RoutedModels, provider_names
+from mini_assistant.projects import routes as project_routes
+from mini_assistant.projects import usage_routes
+from mini_assistant.projects.store import is_any_key
 from mini_assistant.queue.base import TaskKind
 from mini_assistant.queue.local import LocalTaskQueue
 from mini_assistant.runs import routes as run_routes
@@ -51,25 +52,25 @@ from mini_assistant.runs.worker import Worker
 from mini_assistant.sandboxes.absent import NoSandbox
 from mini_assistant.sandboxes.auto import AutoSandbox
 from mini_assistant.sandboxes.base import Sandbox
-from mini_assistant.sandboxes.environments import prepare_process
 from mini_assistant.sandboxes.jupyter import JupyterSandbox
 from mini_assistant.sandboxes.opensandbox import OpenSandboxService
 from mini_assistant.sandboxes.process import ProcessSandbox
 from mini_assistant.sandboxes.unsafe import UnsafeSandbox
 from mini_assistant.sandboxes.wasm import WasmSandbox
-from mini_assistant.sandboxes.wasm_prepare import prepare_wasm
 from mini_assistant.services import Backends, Services
-from mini_assistant.settings import ModelSettings, ProviderSettings, Settings
+from mini_assistant.settings import Settings
 from mini_assistant.threads import routes as thread_routes
 from mini_assistant.tools.code_interpreter import CodeInterpreter
 from mini_assistant.tools.file_search import FileSearch
 from mini_assistant.tools.sandbox_sessions import SandboxSessions
+from mini_assistant.tracing import open_traces
 from mini_assistant.vector_stores import ingest_tasks
 from mini_assistant.vector_stores import routes as vector_store_routes
 from mini_assistant.vector_stores.indexes.segments import SegmentIndex
-from mini_assistant.vector_stores.ingest import delete_copies
 from mini_assistant.vector_stores.ingest_worker import IngestWorker
 from mini_assistant.vector_stores.parsers.process import ParserProcesses
+from mini_assistant.webhooks import routes as webhook_routes
+from mini_assistant.webhooks.worker import Deliverer
 
 log = logging.getLogger("mini_assistant")
 
@@ -78,8 +79,8 @@ BLOBS_FOLDER = "blobs"
 EMBEDDING_MODELS_FOLDER = "embedding-models"
 
 
-def all_routes() -> list[Route]:
-    """Every route of the server."""
+def all_routes(*, metrics_public: bool = False) -> list[Route]:
+    """Every route of the server. metrics_public: as the setting."""
     routes = [
         *assistant_routes.ROUTES,
         *thread_routes.ROUTES,
@@ -87,8 +88,12 @@ def all_routes() -> list[Route]:
         *file_routes.ROUTES,
         *upload_routes.ROUTES,
         *vector_store_routes.ROUTES,
+        *webhook_routes.ROUTES,
         *model_list.ROUTES,
+        *project_routes.ROUTES,
+        *usage_routes.ROUTES,
         *health.ROUTES,
+        *metrics_routes(public=metrics_public),
     ]
     return [*routes, openapi_route(routes)]
 
@@ -108,7 +113,7 @@ async def _open_embedded(settings: Settings, stack: contextlib.AsyncExitStack) -
     return Backends(db, LocalTaskQueue(), events, index, SystemClock())
 
 
-def _cluster() -> types.ModuleType:
+def load_cluster() -> types.ModuleType:
     """The module of the backends for many processes; see there. Raises ConfigError when its packages are not installed."""
     missing = [name for name in ("asyncpg", "procrastinate", "psycopg", "obstore") if importlib.util.find_spec(name) is None]
     if missing:
@@ -122,7 +127,7 @@ def build_blobs(settings: Settings) -> BlobStore:
     """Where the settings keep the bytes of files. Raises ConfigError for an address that is none."""
     if not settings.blobs_url:
         return DiskBlobStore(settings.data_dir / BLOBS_FOLDER)
-    return _cluster().build_blobs(settings)
+    return load_cluster().build_blobs(settings)
 
 
 def worker_kinds(named: str) -> Collection[TaskKind]:
@@ -236,7 +241,7 @@ async def open_services(settings: Settings, kinds: Collection[TaskKind] = ("run"
     """All parts, ready to be used. kinds: what this process works on. Raises StoreUnavailable when the database cannot be opened."""
     _check_cluster(settings, kinds)
     async with contextlib.AsyncExitStack() as stack:
-        backends = await (_cluster().open_cluster(settings, kinds, stack) if settings.database_url else _open_embedded(settings, stack))
+        backends = await (load_cluster().open_cluster(settings, kinds, stack) if settings.database_url else _open_embedded(settings, stack))
         models, builtin = build_models(settings)
         stack.push_async_callback(models.close)
         if builtin is not None:
@@ -274,7 +279,6 @@ async def open_services(settings: Settings, kinds: Collection[TaskKind] = ("run"
             # The database is locked to this process, so whoever held a run or a file before is gone.
             await free_all_leases(services)
             await ingest_tasks.free_all_leases(services)
-            await asyncio.to_thread(delete_copies, services)
         yield services
 
 
@@ -290,20 +294,32 @@ async def _warm_up(builtin: BuiltinModel) -> None:
 async def running_server(settings: Settings) -> AsyncGenerator[str]:
     """The server inside this process, accepting requests; gives its address.
 
-    Raises ConfigError when it cannot listen, and StoreUnavailable when the database cannot be opened.
+    Raises ConfigError when it cannot listen, or may not for want of keys, and StoreUnavailable when the database cannot be opened.
     """
     # Clients can connect as soon as the address is taken; they are answered when all is open.
     kinds = worker_kinds(settings.workers)
     with contextlib.closing(_listener(settings)) as listener:
-        async with (
-            open_services(settings, kinds) as services,
-            _working(services, kinds) as worker,
-            _answering(services, listener, all_routes()) as address,
-        ):
-            try:
-                yield address
-            finally:
-                await _drain(services, worker)
+        async with open_services(settings, kinds) as services:
+            await _check_keys(services)
+            async with (
+                _working(services, kinds) as worker,
+                _answering(services, listener, all_routes(metrics_public=settings.metrics_public)) as address,
+            ):
+                try:
+                    yield address
+                finally:
+                    await _drain(services, worker)
+
+
+async def _check_keys(services: Services) -> None:
+    """Raise ConfigError when others can reach the address and nobody would be asked for a key."""
+    settings = services.settings
+    if settings.is_loopback or settings.api_keys or settings.serve_without_keys or await is_any_key(services.db):
+        return
+    raise ConfigError(
+        f"host is {settings.host}, which others can reach, but no key is set. Make one with `mini-assistant keys create --project NAME`, "
+        "set MINI_ASSISTANT_API_KEYS=choose-a-long-secret, or listen on 127.0.0.1."
+    )
 
 
 @contextlib.asynccontextmanager
@@ -315,7 +331,8 @@ async def running_worker(settings: Settings, kinds: Collection[TaskKind], port: 
             listener = stack.enter_context(contextlib.closing(_listener(dataclasses.replace(settings, port=port))))
         services = await stack.enter_async_context(open_services(settings, kinds))
         worker = await stack.enter_async_context(_working(services, kinds))
-        address = await stack.enter_async_context(_answering(services, listener, list(health.ROUTES))) if listener else ""
+        probes = [*health.ROUTES, *metrics_routes(public=settings.metrics_public)]
+        address = await stack.enter_async_context(_answering(services, listener, probes)) if listener else ""
         try:
             yield address
         finally:
@@ -346,10 +363,15 @@ async def _answering(services: Services, listener: socket.socket, routes: list[R
 
 @contextlib.asynccontextmanager
 async def _working(services: Services, kinds: Collection[TaskKind]) -> AsyncGenerator[Worker]:
-    """Runs are executed and files ingested; at the end what is in progress is handed back, for others to go on with."""
-    run_worker = Worker(services)
+    """Runs are executed, files ingested and webhooks called; at the end what is in progress is handed back, for others to go on with."""
+    settings = services.settings
+    traces = open_traces(settings.traces_url, sample_ratio=settings.traces_sample_ratio, tells_content=settings.traces_content)
+    run_worker = Worker(services, traces)
     works = {"run": run_worker.run, "ingest": IngestWorker(services).run}
     workers = [asyncio.create_task(works[kind]()) for kind in kinds]
+    if "run" in kinds:
+        workers.append(asyncio.create_task(Deliverer(services).run()))
+    workers.append(asyncio.create_task(watch_event_loop()))
     for worker in workers:
         worker.add_done_callback(_report_end)
     try:
@@ -358,6 +380,8 @@ async def _working(services: Services, kinds: Collection[TaskKind]) -> AsyncGene
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
+        if traces is not None:
+            await traces.close()
 
 
 def _report_end(worker: "asyncio.Task[None]") -> None:
@@ -377,7 +401,7 @@ class _HttpServer(uvicorn.Server):
 def _uvicorn_config(settings: Settings, api: Callable[..., object]) -> uvicorn.Config:
     return uvicorn.Config(
         api,  # type: ignore[arg-type]
-        http=HttpConnection.with_limit(settings.head_bytes_max),
+        http=HttpConnection.with_limits(settings),
         ws="none",
         lifespan="off",
         access_log=False,
@@ -430,46 +454,6 @@ async def work(settings: Settings, kinds: Collection[TaskKind], port: int | None
         await stopping.wait()
 
 
-def migrate_database(settings: Settings) -> str:
-    """Bring the PostgreSQL of the settings to the shape that this version needs; returns a line about it.
-
-    Servers of the version before may go on beside it. Raises ConfigError without `database_url`, and StoreUnavailable.
-    """
-    if not settings.database_url:
-        raise ConfigError("Only PostgreSQL is migrated by hand: set database_url. SQLite is migrated by the start of its server.")
-    return _cluster().migrate_database(settings)
-
-
-async def transfer_database(settings: Settings, source: str, announce: Callable[[str], None]) -> None:
-    """Move everything from an embedded server that is stopped to the PostgreSQL of the settings.
-
-    source: `sqlite:` and its data folder, or the file in it. Files go to `blobs_url`; without one they stay where they are, and `data_dir`
-    must be that folder. Raises ConfigError and StoreUnavailable.
-    """
-    file = _embedded_file(source)
-    if not settings.database_url:
-        raise ConfigError("--to (or database_url) must name a PostgreSQL, as in postgresql://user:password@host/name.")
-    if not settings.blobs_url and file.parent.resolve() != settings.data_dir.resolve():
-        raise ConfigError(f"Without blobs_url the files stay in {file.parent}: set --data-dir to it, for all servers and workers.")
-    embedded = SqliteDatabase(file)
-    await embedded.open()  # nobody else may write, and it has the shape of this version
-    blobs = DiskBlobStore(file.parent / BLOBS_FOLDER)
-    try:
-        await _cluster().transfer(settings, file, blobs, announce)
-    finally:
-        await blobs.close()
-        await embedded.close()
-
-
-def _embedded_file(source: str) -> Path:
-    scheme, _, place = source.partition(":")
-    path = Path(place.removeprefix("//"))
-    file = path / DATABASE_FILE if path.is_dir() else path
-    if scheme != "sqlite" or not file.is_file():
-        raise ConfigError(f"--from must name an embedded database that is there, such as sqlite:data, but is '{source}'.")
-    return file
-
-
 def model_line(settings: Settings) -> str:
     """One line that says which model answers, and how to have another."""
     if provider_names(settings) == [BUILTIN]:
@@ -480,99 +464,6 @@ def model_line(settings: Settings) -> str:
     if not settings.providers:
         return f"Every model name is answered by {public_address(settings.openai_base_url)}."
     return f"Models are answered by: {', '.join(provider_names(settings))}."
-
-
-def prepare_sandbox(settings: Settings, environment: str, tell: Callable[[str], None]) -> None:
-    """Install what a sandbox runs code in. environment: process or wasm. tell: told of the progress, a line at a time.
-
-    Raises ConfigError when it cannot be installed.
-    """
-    prepare = {"process": prepare_process, "wasm": prepare_wasm}[environment]
-    prepare(settings.sandbox_environments, tell)
-
-
-async def checked_parts(settings: Settings) -> Mapping[str, str | BackendError]:
-    """Try each part of the server; what it says of itself, or why it cannot be used."""
-    models, _ = build_models(settings)
-    embedder = build_embedder(settings)
-    reranker = build_reranker(settings)
-    sandbox = build_sandbox(settings)
-    try:
-        parts = {
-            "database": await _outcome(_check_database(settings)),
-            "files": await _outcome(_check_blobs(settings)),
-            "model": await _outcome(models.check()),
-            "embedder": await _outcome(embedder.check()),
-            "sandbox": await _outcome(sandbox.check()),
-            "queue": await _outcome(_check_queue(settings)),
-        }
-        return parts if reranker is None else {**parts, "re-ranker": await _outcome(reranker.check())}
-    finally:
-        await models.close()
-        await embedder.close()
-        await sandbox.close()
-        if reranker is not None:
-            await reranker.close()
-
-
-async def _check_database(settings: Settings) -> str:
-    if not settings.database_url:
-        return await SqliteDatabase(settings.data_dir / DATABASE_FILE).check()
-    async with contextlib.AsyncExitStack() as stack:
-        return await (await _cluster().open_cluster(settings, (), stack)).db.check()
-
-
-async def _check_blobs(settings: Settings) -> str:
-    blobs = build_blobs(settings)
-    try:
-        return await blobs.check()
-    finally:
-        await blobs.close()
-
-
-async def _check_queue(settings: Settings) -> str:
-    if not settings.database_url:
-        return "in this process; runs that wait are rows of the database"
-    return await _cluster().check_queue(settings)
-
-
-async def _outcome(check: Awaitable[str]) -> str | BackendError:
-    try:
-        return await check
-    except BackendError as exc:
-        return exc
-
-
-async def probe_model(settings: Settings, name: str, tell: Callable[[str], None]) -> ProbeReport:
-    """Ask the endpoint behind a model's name what it really does. tell: told of the progress, a line at a time.
-
-    Raises ModelError when no provider serves the name, or the endpoint does not answer at all.
-    """
-    route = find_route(settings, name)
-    if route.provider == BUILTIN:
-        return known_report(name, BUILTIN, builtin_capabilities(settings))
-    is_named = route.provider in settings.providers
-    provider = settings.providers[route.provider] if is_named else ProviderSettings(base_url=settings.openai_base_url)
-    key = settings.provider_keys.get(route.provider, "") if is_named else settings.openai_api_key
-    limits = limits_of(settings, route.provider)
-    session = EndpointSession(
-        route.provider,
-        provider.base_url,
-        api_key=key,
-        connect_timeout_seconds=limits.connect_timeout_seconds,
-        proxy=provider.proxy,
-    )
-    configured = route.capabilities if isinstance(route.capabilities, ModelSettings) else ModelSettings()
-    model = msgspec.structs.replace(configured, provider=route.provider, upstream_name=route.upstream_name)
-    try:
-        report = await probe(session, limits, name, model, tell)
-    finally:
-        await session.close()
-    if is_named:
-        return report
-    is_shortened = any(mark in provider.base_url for mark in "?@#")
-    table = provider_toml(route.provider, report.address, "OPENAI_API_KEY" if key else None, is_shortened=is_shortened)
-    return msgspec.structs.replace(report, toml=f"{table}\n\n{report.toml}")
 
 
 def _stop_signal() -> asyncio.Event:

@@ -2,7 +2,8 @@
 
     AppError                  has an HTTP status and becomes the OpenAI error envelope in http/error_response.py
     |- InvalidRequest 400     |- NotAuthenticated 401   |- Forbidden 403   |- NotFound 404
-    |- MethodNotAllowed 405   |- RunStateConflict 400   `- TooLarge 413
+    |- MethodNotAllowed 405   |- RunStateConflict 400   |- TooLarge 413
+    `- LimitReached 429
     BackendError              a part outside of this process failed; `retryable` says whether trying again may help
     |- ModelError             becomes a run's `last_error` in runs/loop.py
     |- StoreUnavailable       |- BlobMissing
@@ -20,7 +21,7 @@ class AppError(Exception):
     """Answered to the HTTP client as `{"error": {"message", "type", "param", "code"}}`."""
 
     status: ClassVar[int] = 500
-    type: ClassVar[str] = "invalid_request_error"
+    type: str = "invalid_request_error"
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -69,6 +70,21 @@ class TooLarge(AppError):
     """The body is larger than `body_bytes_max`."""
 
     status = 413
+
+
+class LimitReached(AppError):
+    """The project has used up what it may for now. Source: behaviour §1.4, row "quota / rate".
+
+    type: `requests` or `tokens` for limits that time heals, `insufficient_quota` for what is full until something is deleted.
+    retry_after_seconds: None when waiting does not help.
+    """
+
+    status = 429
+
+    def __init__(self, message: str, *, type: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message, code="rate_limit_exceeded" if retry_after_seconds is not None else "insufficient_quota")
+        self.type = type
+        self.retry_after_seconds = retry_after_seconds
 
 
 class BackendError(Exception):

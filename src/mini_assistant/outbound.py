@@ -1,4 +1,4 @@
-"""Connections to addresses that clients name: images by address, MCP servers.
+"""Connections to addresses that clients name: images by address, MCP servers, webhooks.
 
 A client must not reach through this server what only this server can reach: the machine itself, its networks, the metadata service of
 a cloud. So every address is checked right before it is connected to, each redirect anew; a name is looked up once, and what was

@@ -35,6 +35,7 @@ class Services:
 
     tools: the hosted tools of this server by the type that an assistant names (`file_search`, `code_interpreter`). reranker: None when
     passages keep the order of the index. draining: set when this process has been told to stop, and should be sent nothing new.
+    webhooks_due: set when there may be events for the deliverer of this process; one that is not told finds them a sweep later.
     """
 
     db: Database
@@ -50,6 +51,7 @@ class Services:
     clock: Clock
     settings: Settings
     draining: asyncio.Event = field(default_factory=asyncio.Event)
+    webhooks_due: asyncio.Event = field(default_factory=asyncio.Event)
 
     def now(self) -> int:
         """Unix seconds, as on the wire."""

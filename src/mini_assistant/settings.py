@@ -46,6 +46,20 @@ class ProviderSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     proxy: str | None = None
 
 
+class ProjectSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[projects.NAME]` of the config file: limits of one project; None: as the setting for all projects says. 0 is no limit."""
+
+    requests_per_minute_max: int | None = None
+    runs_per_minute_max: int | None = None
+    runs_max: int | None = None
+    runs_waiting_max: int | None = None
+    tokens_per_day_max: int | None = None
+    storage_bytes_max: int | None = None
+    vector_bytes_max: int | None = None
+    thread_ttl_days: int | None = None
+    file_ttl_days: int | None = None
+
+
 class ModelSettings(Capabilities, frozen=True, forbid_unknown_fields=True):
     """`[models."NAME"]` of the config file: where a model name is served, and what the model can do.
 
@@ -62,7 +76,7 @@ class ModelSettings(Capabilities, frozen=True, forbid_unknown_fields=True):
 class Settings:
     """All settings. Units are in the names; sizes are bytes, times seconds."""
 
-    host: str = _setting("127.0.0.1", "Address to listen on. Anything but loopback needs `api_keys`.")
+    host: str = _setting("127.0.0.1", "Address to listen on. Anything but loopback needs keys, or `serve_without_keys`.")
     port: int = _setting(8000, "Port to listen on; 0 takes a free one.", minimum=0, maximum=65_535)
     data_dir: Path = _setting(Path("data"), "Folder of the embedded database and of the files.")
     database_url: str = _setting(
@@ -79,15 +93,38 @@ class Settings:
     s3_secret_access_key: str = _setting("", "The secret of that key.", secret=True)
     workers: str = _setting("all", "What `serve` executes itself: all, runs, ingest, or none (`mini-assistant worker` does it).")
     log_level: str = _setting("info", "One of debug, info, warning, error.")
+    log_format: str = _setting("text", "How a line of the log is written: text, or json.")
     request_log: bool = _setting(False, "Log one line for each request (method, path, status, milliseconds).")
     api_keys: tuple[str, ...] = _setting(
-        (), "Keys that clients may use, separated by commas. None: no key is asked for, and only loopback is served.", secret=True
+        (),
+        "Keys of the project `default` with all scopes, separated by commas, beside those of `mini-assistant keys`. "
+        "Without any key none is asked for, and only loopback is served.",
+        secret=True,
     )
+    serve_without_keys: bool = _setting(False, "Serve everybody who can reach `host`, whatever it is, while there is no key.")
+    key_cache_seconds: float = _setting(
+        5.0, "How long a process believes what it has read of a key: so long a revoked one may go on.", minimum=0.0
+    )
+    cors_origins: tuple[str, ...] = _setting(
+        (), "Web sites whose pages may call this server from a browser, such as https://app.example, separated by commas; `*`: all."
+    )
+    connections_max: int = _setting(10_000, "Open connections of clients to one process; further ones are closed at once.", minimum=1)
+    metrics_public: bool = _setting(False, "Answer `GET /metrics` without a key of the scope `admin`.")
+    traces_url: str = _setting(
+        "", "Where traces are sent, as OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; empty: none are made."
+    )
+    traces_sample_ratio: float = _setting(
+        1.0, "Share of the runs that are traced, of those whose caller does not say.", minimum=0.0, maximum=1.0
+    )
+    traces_content: bool = _setting(False, "Whether traces hold what users and models say, and what tools are given and answer.")
     strict_beta_header: bool = _setting(False, "Refuse calls without `OpenAI-Beta: assistants=v2`, as the hosted API did.")
 
     body_bytes_max: int = _setting(16 * 1024 * 1024, "Largest JSON body of a request; above it the answer is 413.", minimum=1024)
     head_bytes_max: int = _setting(128 * 1024, "Largest request line and headers together; above it the answer is 431.", minimum=1024)
+    headers_max: int = _setting(1000, "Headers of one request; above it the answer is 431.", minimum=20)
+    pipelined_requests_max: int = _setting(100, "Requests that a client may send ahead of answers; with more it is sent away.", minimum=1)
     body_timeout_seconds: float = _setting(60.0, "Longest pause while a request's body arrives.", minimum=0.1)
+    body_bytes_per_second_min: int = _setting(500, "Slowest body that is taken, beside one such pause; 0: any.", minimum=0)
     idle_connection_seconds: int = _setting(
         75, "How long a connection may wait for its next request; longer than clients keep theirs, so that they end it.", minimum=1
     )
@@ -100,7 +137,28 @@ class Settings:
     run_turns_max: int = _setting(64, "Model turns in one run; a run that wants more fails.", minimum=1)
     run_messages_max: int = _setting(10_000, "Newest messages of a thread that a run reads; older ones are not in its prompt.", minimum=1)
     run_concurrency_max: int = _setting(1000, "Runs that one process executes at a time.", minimum=1)
-    project_runs_max: int = _setting(0, "Runs of one project in progress at a time, over all workers; 0: no limit.", minimum=0)
+    project_requests_per_minute_max: int = _setting(0, "Requests of one project in a minute, over all processes; 0: no limit.", minimum=0)
+    project_runs_per_minute_max: int = _setting(0, "Runs that one project may begin in a minute; 0: no limit.", minimum=0)
+    project_runs_max: int = _setting(0, "Runs of one project in progress at a time, over all workers; others wait. 0: no limit.", minimum=0)
+    project_runs_waiting_max: int = _setting(
+        0, "Runs of one project that wait at a time; further ones are refused. 0: no limit.", minimum=0
+    )
+    project_tokens_per_day_max: int = _setting(
+        0, "Tokens of one project in a day (UTC), of prompts and answers together; 0: no limit.", minimum=0
+    )
+    project_storage_bytes_max: int = _setting(0, "Files and open uploads of one project together; 0: no limit.", minimum=0)
+    project_vector_bytes_max: int = _setting(0, "Vector stores of one project together, as their `usage_bytes`; 0: no limit.", minimum=0)
+    thread_ttl_days: int = _setting(0, "Days after which a thread is deleted in which nothing has happened; 0: never.", minimum=0)
+    file_ttl_days: int = _setting(0, "Days after which a file is deleted that does not say itself when it expires; 0: never.", minimum=0)
+    usage_ttl_days: int = _setting(400, "Days for which usage is kept.", minimum=1)
+    audit_ttl_days: int = _setting(400, "Days for which the audit log is kept.", minimum=1)
+
+    webhooks_per_project_max: int = _setting(10, "Webhooks of one project.", minimum=0)
+    webhook_timeout_seconds: float = _setting(15.0, "Longest wait for the answer to one call of a webhook.", minimum=0.1)
+    webhook_attempts_max: int = _setting(10, "Times that an event is sent before it is given up.", minimum=1)
+    webhook_retry_seconds: float = _setting(5.0, "Pause after the first call that failed; it doubles with each further one.", minimum=0.05)
+    webhook_retry_seconds_max: float = _setting(3600.0, "Longest of these pauses.", minimum=0.05)
+    webhook_concurrency_max: int = _setting(20, "Calls of webhooks that one process makes at a time.", minimum=1)
     claim_interval_seconds: float = _setting(
         0.5, "Pause between two looks at runs that wait although this process has places: for those that a limit holds back.", minimum=0.02
     )
@@ -154,7 +212,7 @@ class Settings:
     )
     remote_image_timeout_seconds: float = _setting(10.0, "Longest time for fetching one image.", minimum=0.1)
     private_addresses: bool = _setting(
-        False, "Whether addresses that clients name (images, MCP servers) may lead to this machine and its networks."
+        False, "Whether addresses that clients name (images, MCP servers, webhooks) may lead to this machine and its networks."
     )
     mcp_timeout_seconds: float = _setting(60.0, "Longest call of a tool of an MCP server.", minimum=0.1)
     mcp_connect_timeout_seconds: float = _setting(10.0, "Longest wait until an MCP server has listed its tools.", minimum=0.1)
@@ -236,6 +294,7 @@ class Settings:
     providers: Mapping[str, ProviderSettings] = field(default_factory=dict[str, ProviderSettings])
     models: Mapping[str, ModelSettings] = field(default_factory=dict[str, ModelSettings])
     aliases: Mapping[str, str] = field(default_factory=dict[str, str])
+    projects: Mapping[str, ProjectSettings] = field(default_factory=dict[str, ProjectSettings])
     # Keys of the providers, read from the variables that `api_key_env` names.
     provider_keys: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
 
@@ -243,6 +302,12 @@ class Settings:
     def sandbox_environments(self) -> Path:
         """The folder that `sandbox_environments_dir` names."""
         return Path(self.sandbox_environments_dir or Path(sys.prefix) / "sandboxes").absolute()
+
+    def project_limit(self, project_id: str, name: str) -> int:
+        """A limit of a project by the name of its field in `[projects.NAME]`; what holds for all when it has none of its own."""
+        own = self.projects.get(project_id)
+        value = None if own is None else getattr(own, name)
+        return getattr(self, name if name.endswith("ttl_days") else f"project_{name}") if value is None else value
 
     @property
     def is_loopback(self) -> bool:
@@ -260,7 +325,7 @@ _KINDS: dict[type, tuple[str, Any]] = {
     str: ("a text", str),
     Path: ("a path", str | Path),
 }
-_TABLES = {"providers": ProviderSettings, "models": ModelSettings, "aliases": str}
+_TABLES = {"providers": ProviderSettings, "models": ModelSettings, "aliases": str, "projects": ProjectSettings}
 _NOT_DESCRIBED = {*_TABLES, "provider_keys"}
 
 
@@ -284,7 +349,7 @@ def load_settings(
     config_file = config_file or _path_or_none(environment.get(ENVIRONMENT_PREFIX + "CONFIG"))
     values: dict[str, Any] = {}
     if config_file is not None:
-        values.update(_read_config_file(config_file))
+        values.update(_without_secrets(_read_config_file(config_file)))
     values.update(_read_environment(environment))
     values.update({name: value for name, value in (flags or {}).items() if value is not None})
 
@@ -299,10 +364,41 @@ def _provider_keys(providers: Mapping[str, ProviderSettings], environment: Mappi
     keys: dict[str, str] = {}
     for name, provider in providers.items():
         if provider.api_key_env is not None:
-            if not environment.get(provider.api_key_env):
+            key = _secret_of(environment, provider.api_key_env)
+            if not key:
                 raise ConfigError(f"[providers.{name}] takes its key from the variable {provider.api_key_env}, which is not set.")
-            keys[name] = environment[provider.api_key_env]
+            keys[name] = key
     return keys
+
+
+def _secret_of(environment: Mapping[str, str], variable: str) -> str | None:
+    """A secret: the text of a variable, or what lies in the file that its neighbour with `_FILE` at the end names."""
+    file = environment.get(variable + "_FILE")
+    if not file:
+        return environment.get(variable)
+    if environment.get(variable):
+        raise ConfigError(f"{variable} and {variable}_FILE are both set; which of them counts?")
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
+        raise ConfigError(f"The file that {variable}_FILE names cannot be read: {reason}.") from None
+
+
+def secret_names() -> list[str]:
+    """The settings that are never shown, and that the config file may not hold."""
+    return [item.name for item in described_settings() if not item.repr]
+
+
+def _without_secrets(values: dict[str, Any]) -> dict[str, Any]:
+    for name in secret_names():
+        if name in values:
+            variable = ENVIRONMENT_PREFIX + name.upper()
+            raise ConfigError(
+                f"'{name}' is a secret, which a config file may not hold: "
+                f"set {variable}, or {variable}_FILE with the path of a file that holds nothing else."
+            )
+    return values
 
 
 def _path_or_none(text: str | None) -> Path | None:
@@ -324,7 +420,11 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         if environment.get(variable):
             values[name] = environment[variable]
     known = {item.name for item in described_settings()}
+    secret_files = {f"{ENVIRONMENT_PREFIX}{name.upper()}_FILE": name for name in secret_names()}
     for variable, text in environment.items():
+        if variable in secret_files:
+            values[secret_files[variable]] = _secret_of(environment, variable.removesuffix("_FILE"))
+            continue
         if not variable.startswith(ENVIRONMENT_PREFIX) or variable == ENVIRONMENT_PREFIX + "CONFIG":
             continue
         name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
@@ -350,6 +450,8 @@ def _parse(name: str, value: Any) -> Any:
         raise ConfigError(f"'{name}' must be at most {maximum}, but is {parsed}.")
     if name == "log_level" and parsed not in ("debug", "info", "warning", "error"):
         raise ConfigError(f"'log_level' must be debug, info, warning or error, but is '{parsed}'.")
+    if name == "log_format" and parsed not in ("text", "json"):
+        raise ConfigError(f"'log_format' must be text or json, but is '{parsed}'.")
     return parsed
 
 
@@ -409,11 +511,9 @@ def _check_references(settings: Settings) -> None:
     for alias, target in settings.aliases.items():
         if target not in settings.models:
             raise ConfigError(f'[aliases] "{alias}" points to \'{target}\', which has no [models."{target}"] table.')
-    if not settings.is_loopback and not settings.api_keys:
-        raise ConfigError(
-            f"host is {settings.host}, which others can reach, but no key is set. "
-            "Set MINI_ASSISTANT_API_KEYS=choose-a-long-secret, or listen on 127.0.0.1."
-        )
+    for name, project in settings.projects.items():
+        if any(value is not None and value < 0 for value in msgspec.structs.astuple(project)):
+            raise ConfigError(f"The limits of [projects.{name}] must be at least 0.")
 
 
 def settings_page() -> str:
@@ -433,6 +533,13 @@ def settings_page() -> str:
             default = str(default).lower()
         variable = ENVIRONMENT_PREFIX + item.name.upper()
         lines.append(f"| `{item.name}` | `{variable}` | {default} | {item.metadata['help']} |")
+    lines += [
+        "",
+        "Secrets are refused in the config file: " + ", ".join(f"`{name}`" for name in secret_names()) + ". Each of their variables, and",
+    ]
+    lines += [
+        "those that `api_key_env` names, may have `_FILE` at its end instead: then it names a file that holds the secret and nothing else."
+    ]
     lines += ["", _TABLES_HELP.strip(), ""]
     return "\n".join(lines)
 
@@ -467,6 +574,25 @@ context_window_tokens = 8192            # prompts are cut to fit; unknown when a
 "gpt-*" = "llama3.1"                    # `*` at the end matches the rest; the longest match wins
 "*" = "llama3.1"
 ```
+
+## Projects
+
+Only in the config file: what holds for one project instead of the settings `project_…`, `thread_ttl_days` and `file_ttl_days`. 0: no limit.
+
+```toml
+[projects.team-a]
+requests_per_minute_max = 600
+runs_per_minute_max = 60
+runs_max = 20                           # in progress at a time; others wait
+runs_waiting_max = 1000
+tokens_per_day_max = 2000000
+storage_bytes_max = 10737418240
+vector_bytes_max = 1073741824
+thread_ttl_days = 60
+file_ttl_days = 0
+```
+
+## Without a provider
 
 Without any provider, `OPENAI_BASE_URL` (and `OPENAI_API_KEY`) serve every model name; without them the built-in model does.
 """

@@ -129,6 +129,56 @@ async def test_without_keys_other_web_sites_are_refused(http: aiohttp.ClientSess
         assert "Access-Control-Allow-Origin" not in response.headers
 
 
+NEAR_HOSTS = [
+    *("localhost", "LocalHost:8000", "127.0.0.1", "127.0.0.1:80", "127.9.9.9:1", "[::1]", "[::1]:8000"),
+    *("app.localhost", "app.localhost:8000", "host.docker.internal:8000"),
+]
+FAR_HOSTS = [
+    *("example.com", "example.com:8000", "localhost.example.com", "127.0.0.1.example.com", "notlocalhost", "internal", "192.168.1.5"),
+    *(
+        "0.0.0.0",
+        "0.0.0.0:8000",
+        "[::]",
+        "[::ffff:10.0.0.1]",
+        "[2001:db8::1]:80",
+        "",
+        ":",
+        "[",
+        "127.0.0.1@example.com",
+        "2130706433",
+        "\u00fc",
+    ),
+    "x" * 5000,
+]
+
+
+@server_with(api_keys=())
+async def test_without_keys_only_names_of_this_machine_are_answered(http: aiohttp.ClientSession) -> None:
+    """A page whose name was given the address of this machine is of the same site for the browser, and shows itself by that name."""
+    for host in NEAR_HOSTS:
+        assert await status_of(http, "/v1/threads", Host=host) == 200, host
+    for host in FAR_HOSTS:
+        for method in ("GET", "POST", "DELETE"):
+            status, message, code = await refused(http, method, "/v1/threads", headers={"Host": host, "Sec-Fetch-Site": "same-origin"})
+            assert (status, code) == (403, "host_not_allowed"), host
+            assert "`mini-assistant keys create`" in message
+        assert await status_of(http, "/v1/threads", Host=host, Authorization="Bearer anything") == 403
+        assert await status_of(http, "/health", Host=host) == 200
+
+
+@server_with(api_keys=(), serve_without_keys=True)
+async def test_a_setting_answers_to_every_name(http: aiohttp.ClientSession) -> None:
+    for host in (*NEAR_HOSTS, *FAR_HOSTS):
+        assert await status_of(http, "/v1/threads", Host=host) == 200
+        assert await status_of(http, "/v1/threads", Host=host, **{"Sec-Fetch-Site": "cross-site"}) == 403
+
+
+async def test_with_a_key_every_name_will_do(http: aiohttp.ClientSession) -> None:
+    for host in (*NEAR_HOSTS, *FAR_HOSTS):
+        assert await status_of(http, "/v1/threads", Host=host, Authorization=f"Bearer {KEY}") == 200
+        assert await status_of(http, "/v1/threads", Host=host) == 401
+
+
 @server_with(strict_beta_header=True)
 async def test_the_beta_header_is_demanded_when_the_settings_say_so(http: aiohttp.ClientSession, sdk: openai.AsyncOpenAI) -> None:
     for path in ("/v1/threads", "/assistants", "/v1/threads/thread_x/runs"):

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from mini_assistant.app import migrate_database, running_server
+from mini_assistant.administration import migrate_database
+from mini_assistant.app import running_server
 from mini_assistant.models.scripted import ScriptedEndpoint
 from mini_assistant.settings import Settings
 from tests.postgres_server import PostgresServer

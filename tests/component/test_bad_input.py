@@ -34,6 +34,7 @@ PREFIXES = {
     "upload_id": "upload_",
     "vector_store_id": "vs_",
     "batch_id": "vsfb_",
+    "webhook_id": "wh_",
     "model": "m-",
 }
 NOT_FOUND = {
@@ -46,10 +47,11 @@ NOT_FOUND = {
     "upload_id": "No such Upload object: ",
     "vector_store_id": "No vector store found with id '",
     "batch_id": "No file batch found with id '",
+    "webhook_id": "No such Webhook object: ",
     "model": "The model '",
 }
 # These may look like anything: what is not there is not found.
-FREE_IDS = {"file_id", "upload_id", "model"}
+FREE_IDS = {"file_id", "upload_id", "webhook_id", "model"}
 
 
 async def test_every_route_has_a_case() -> None:
@@ -557,9 +559,10 @@ QUERY_GARBAGE = [
     "a" * 5000,
 ]
 # Of lists whose pages may be larger than the others'.
-LIMITS_MAX = {"listFiles": 10_000}
-# Any text will do: a purpose that no file has gives an empty list.
-FREE_QUERIES = {"purpose"}
+LIMITS_MAX = {"listFiles": 10_000, "listUsage": 1000}
+# Any text will do: what nothing has gives an empty list.
+FREE_QUERIES = {"purpose", "project_id", "action"}
+WRONG_DATES = ["x", "%00", "%ff", "2026-02-30", "20261125", "0000-01-01", "9" * 3000]
 WRONG_QUERIES = {
     "limit": ["0", "-1", "1.5", "x", "%00", "1e2", "9" * 200, "0x10", "%D9%A1"],
     "order": ["up", "ASC", "%00", "asc,desc"],
@@ -568,6 +571,9 @@ WRONG_QUERIES = {
     "run_id": ["x", "%00", "thread_x"],
     "include": ["everything", "%00", "step_details"],
     "filter": ["done", "%00", "Completed", "completed,failed"],
+    "start_date": WRONG_DATES,
+    "end_date": WRONG_DATES,
+    "page": ["x", "%00", "%ff", "2026-11-25", "~", "x~p"],
 }
 
 

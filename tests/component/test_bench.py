@@ -10,11 +10,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-QUICK_TIMEOUT_SECONDS = 180
+QUICK_TIMEOUT_SECONDS = 300
 ROWS = [
     "POST message",
     "GET message",
     "list 20 messages",
+    "who asks, 1,000 keys",
+    "auth and limit, 1,000 requests/s",
+    "neighbour at 10 x its limit, p50",
+    "neighbour at 10 x its limit, p99",
     "store: insert",
     "store: get",
     "relay a token, 10 runs at 50/s",
@@ -22,6 +26,8 @@ ROWS = [
     "run overhead, p50",
     "run overhead, p99",
     "CPU of a streamed run",
+    "metrics: counting a request",
+    "metrics: CPU of a scrape",
     "GET p50 beside 10 runs at 50/s",
     "streaming runs at 50 tokens/s, one core",
     "start-up CPU, existing database",
@@ -42,6 +48,20 @@ ROWS = [
     "quality: cranfield",
     "quality: debian-faq",
     "quality: python-faq",
+    "PostgreSQL: insert, 1 caller",
+    "PostgreSQL: insert, 32 callers",
+    "PostgreSQL: get, 1 caller",
+    "PostgreSQL: get, 32 callers",
+    "cluster: run overhead, p50",
+    "cluster: run overhead, p99",
+    "cluster: CPU of a run, 16 runs, 1 worker",
+    "cluster: CPU of a run, 16 runs, 4 workers",
+    "cluster: CPU of a run, 4 each, 2 workers",
+    "cluster: token delay p50/p99, 4 workers",
+    "cluster: as fast as it can, 4 workers",
+    "recovery: worker killed, slowest of 1",
+    "recovery: replica killed, next event",
+    "recovery: PostgreSQL restarted, next run",
 ]
 
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the benchmarks read /proc")
@@ -82,8 +102,17 @@ def test_one_measurement_can_be_chosen() -> None:
 
 
 @linux_only
+@pytest.mark.timeout(QUICK_TIMEOUT_SECONDS + 30)
+def test_operations_on_postgresql_are_measured() -> None:
+    done = run_bench("--quick", "postgres_store")
+    assert done.returncode == 0, done.stderr
+    assert [line.split("  ")[0] for line in done.stdout.splitlines()[2:6]] == [row for row in ROWS if row.startswith("PostgreSQL: ")]
+
+
+@linux_only
 def test_an_unknown_measurement_is_refused_with_the_known_ones() -> None:
     done = run_bench("relais")
     assert done.returncode == 2
-    known = "crud, store, relay, overhead, load, footprint, files, parsing, ingest, index, sandbox, tool_calls, quality"
+    known = "crud, auth, limits, store, relay, overhead, metrics, load, footprint, files, parsing, ingest, index, sandbox, tool_calls, "
+    known += "quality, postgres_store, cluster, recovery"
     assert f"unknown: relais; known: {known}" in done.stderr

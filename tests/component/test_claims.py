@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
-from mini_assistant import app
+from mini_assistant import administration
 from mini_assistant.app import open_services
 from mini_assistant.assistants import routes as assistant_routes
 from mini_assistant.assistants.schema import CreateAssistant
@@ -44,7 +44,7 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path, endpoint: ScriptedE
         sandbox="none",
     )
     if database_url:
-        app.migrate_database(settings)
+        administration.migrate_database(settings)
     return settings
 
 

@@ -261,6 +261,58 @@ def test_serve_takes_a_config_file(model: str, tmp_path: Path) -> None:
     assert server.lines[0] == "Models are answered by: near."
 
 
+# ---- keys --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_is_made_listed_used_and_revoked(model: str) -> None:
+    made = run("keys", "create", "--project", "team-a")
+    key = made.stdout.removesuffix("\n")
+    assert made.returncode == 0
+    assert re.fullmatch(r"sk-mini-[A-Za-z0-9]{12}-[A-Za-z0-9]{43}", key)
+    told = re.fullmatch(r"(key_\w+), for the project team-a\. The key is shown this once:\n", made.stderr)
+    assert told is not None
+
+    with serving("--host", "0.0.0.0", OPENAI_BASE_URL=model, MINI_ASSISTANT_KEY_CACHE_SECONDS="0") as server:
+        address = server.address().replace("0.0.0.0", "127.0.0.1")
+        assert call(f"{address}/threads", body={}, key=key)[0] == 200
+        assert call(f"{address}/threads")[0] == 401
+
+        reader = run("keys", "create", "--project", "team-a", "--scopes", "read", "--expires-days", "30").stdout.strip()
+        assert call(f"{address}/threads", key=reader)[0] == 200
+        assert call(f"{address}/threads", body={}, key=reader)[0] == 403
+
+        listed = run("keys", "list", "--project", "team-a")
+        assert (listed.returncode, listed.stderr) == (0, "")
+        assert [line.split()[-1] for line in listed.stdout.splitlines()] == ["STATE", "valid", "valid"]
+        assert key.rsplit("-", 1)[1] not in listed.stdout
+
+        revoked = run("keys", "revoke", told[1])
+        assert (revoked.returncode, revoked.stdout) == (0, f"The key {told[1]} of the project team-a is revoked.\n")
+        assert call(f"{address}/threads", key=key)[0] == 401
+        assert call(f"{address}/threads", key=reader)[0] == 200
+        assert server.stop() == 0
+    for secret in (key, reader):
+        assert secret not in "\n".join(server.lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["create", "--project", "Team A"], "The name of a project has at most 63 small letters"),
+        (["create", "--project", "a", "--scopes", "all"], "The scopes of a key are some of read,write,admin"),
+        (["create", "--project", "a", "--expires-days", "0"], "A key expires after 1 to 36500 days"),
+        (["list"], "data/mini-assistant.sqlite3 is not there."),
+        (["revoke", "key_x"], "data/mini-assistant.sqlite3 is not there."),
+    ],
+)
+def test_keys_says_what_is_wrong(arguments: list[str], problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["keys", *arguments]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"mini-assistant: {problem}")
+    assert not (tmp_path / "data").exists()
+
+
 # ---- wrong settings ----------------------------------------------------------------------------------------------------------------
 
 
@@ -272,7 +324,6 @@ def test_serve_takes_a_config_file(model: str, tmp_path: Path) -> None:
         ("MINI_ASSISTANT_PORT", "eighty", "'port' must be a whole number, but is 'eighty'."),
         ("MINI_ASSISTANT_PORT", "70000", "'port' must be at most 65535, but is 70000."),
         ("MINI_ASSISTANT_LOG_LEVEL", "loud", "'log_level' must be debug, info, warning or error, but is 'loud'."),
-        ("MINI_ASSISTANT_HOST", "0.0.0.0", "host is 0.0.0.0, which others can reach, but no key is set. "),
         ("MINI_ASSISTANT_CONFIG", "missing.toml", "The config file missing.toml cannot be read: No such file or directory."),
         ("OPENAI_BASE_URL", "127.0.0.1:1", "'openai_base_url' must begin with http:// or https://"),
     ],
@@ -289,9 +340,18 @@ def test_wrong_settings_are_named(
     assert "Traceback" not in printed.err
 
 
-def test_an_address_that_others_can_reach_needs_keys(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", "--host", "0.0.0.0"]) == 1
-    assert "Set MINI_ASSISTANT_API_KEYS=choose-a-long-secret, or listen on 127.0.0.1." in capsys.readouterr().err
+@pytest.mark.parametrize("keys", ["", " , "])
+def test_an_address_that_others_can_reach_needs_keys(keys: str, model: str) -> None:
+    result = run("serve", "--host", "0.0.0.0", "--port", "0", OPENAI_BASE_URL=model, MINI_ASSISTANT_API_KEYS=keys)
+    assert result.returncode == 1
+    assert result.stderr == (
+        "mini-assistant: host is 0.0.0.0, which others can reach, but no key is set. Make one with `mini-assistant keys create --project "
+        "NAME`, set MINI_ASSISTANT_API_KEYS=choose-a-long-secret, or listen on 127.0.0.1.\n"
+    )
+    assert "is ready" not in result.stdout
+    with serving("--host", "0.0.0.0", OPENAI_BASE_URL=model, MINI_ASSISTANT_SERVE_WITHOUT_KEYS="true") as server:
+        assert call(f"{server.address().replace('0.0.0.0', '127.0.0.1')}/threads")[0] == 200
+        assert server.stop() == 0
 
 
 def test_flags_win_over_the_environment(model: str) -> None:
@@ -342,9 +402,9 @@ def test_no_key_shows_in_the_output_of_a_server_that_logs_everything(model: str,
         assert server.stop() == 0
 
     output = "\n".join(server.lines)
-    assert re.search(r"INFO mini_assistant.http: GET /v1/threads 200 \d+ms req_[0-9a-f]{32}", output)
-    assert re.search(r"INFO mini_assistant.http: GET /v1/threads 401 \d+ms req_", output)
-    assert re.search(r"INFO mini_assistant.http: POST /v1/threads/runs stream ended req_", output)
+    assert re.search(r"INFO mini_assistant\.http.*GET /v1/threads 200 \d+ms req_[0-9a-f]{32}", output)
+    assert re.search(r"INFO mini_assistant\.http.*GET /v1/threads 401 \d+ms req_", output)
+    assert re.search(r"INFO mini_assistant\.http.*POST /v1/threads/runs 200 \d+ms req_", output)
     for secret in (SERVER_KEY, MODEL_KEY, PROVIDER_KEY, "aabbccddeeff"):
         assert secret not in output
 

@@ -118,6 +118,16 @@ def test_mcp_approves_the_calls_and_prints_the_answer(tmp_path):
         assert run_example("mcp.py", base_url, url) == "You said: Which tools do you have?\n"
 
 
+def test_webhook_is_called_and_prints_the_answer(tmp_path):
+    environment = {"MINI_ASSISTANT_PRIVATE_ADDRESSES": "true", "MINI_ASSISTANT_SANDBOX": "none"}
+    with (
+        scripted_model_process() as model_base_url,
+        running_server(tmp_path / "data", OPENAI_BASE_URL=model_base_url, **environment) as base_url,
+    ):
+        lines = run_example("webhook.py", base_url, "Hello there").splitlines()
+    assert lines == ["Called for run.completed", "You said: Hello there"]
+
+
 @pytest.mark.parametrize("sandbox", ["process", "wasm", "unsafe"])
 def test_code_interpreter_downloads_a_figure_and_a_file(sandbox, tmp_path):
     if reason := why_not(sandbox):

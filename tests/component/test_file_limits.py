@@ -93,7 +93,7 @@ class Connection:
     async def begin_upload(self, *, length: int | None) -> None:
         """length: what the client says of the body; None for a body in chunks."""
         said = b"transfer-encoding: chunked" if length is None else b"content-length: %d" % length
-        head = b"POST /v1/files HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=b\r\n%b\r\n\r\n" % said
+        head = b"POST /v1/files HTTP/1.1\r\nhost: localhost\r\ncontent-type: multipart/form-data; boundary=b\r\n%b\r\n\r\n" % said
         await self.send(head)
 
     async def send(self, data: bytes) -> None:
@@ -194,7 +194,7 @@ async def test_the_connection_goes_on_after_a_refused_form(connection: Connectio
     await connection.begin_upload(length=len(data))
     await connection.send(data)
     assert (await connection.answer())[1]["param"] == "purpose"
-    await connection.send(b"GET /v1/files/file-x HTTP/1.1\r\nhost: x\r\n\r\n")
+    await connection.send(b"GET /v1/files/file-x HTTP/1.1\r\nhost: localhost\r\n\r\n")
     assert (await connection.answer())[0] == 404
 
 
@@ -205,7 +205,7 @@ async def test_a_reader_that_takes_nothing_is_dropped(connection: Connection, sd
     part_ids = [(await sdk.uploads.parts.create(upload.id, data=part)).id for part in parts]
     file = (await sdk.uploads.complete(upload.id, part_ids=part_ids)).file
     assert file is not None
-    await connection.send(f"GET /v1/files/{file.id}/content HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+    await connection.send(f"GET /v1/files/{file.id}/content HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
     assert (await connection.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
     await asyncio.sleep(1.5)  # three times as long as it may take nothing
     with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):

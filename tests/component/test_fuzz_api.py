@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
+import psutil
 import pytest
 import requests
 import schemathesis
@@ -39,6 +40,7 @@ OPERATIONS = [
 ]
 generated = pytest.mark.parametrize(("name", "mode"), OPERATIONS, ids=[f"{name}-{mode.value}" for name, mode in OPERATIONS])
 TIMEOUT_SECONDS = 20
+GROWTH_BYTES_MAX = 300 * 1024 * 1024
 FILE_TEXT = "Whales sing long songs under water."
 # They use up what they are aimed at.
 ENDING = ("delete", "completeUpload", "cancelUpload")
@@ -68,6 +70,7 @@ class FuzzedServer:
         self.ids["run_id"] = self._call("GET", f"{thread}/runs")["data"][0]["id"]
         self.ids["message_id"] = self._call("GET", f"{thread}/messages")["data"][0]["id"]
         self.ids["step_id"] = self._call("GET", f"{thread}/runs/{self.ids['run_id']}/steps")["data"][0]["id"]
+        self.ids["webhook_id"] = self._call("POST", "/v1/webhooks", {"url": "https://hook.invalid/", "events": ["run.failed"]})["id"]
         self._create_files()
 
     def _create_files(self) -> None:
@@ -124,10 +127,14 @@ class FuzzedServer:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FuzzedServer]:
     with scripted_model_process() as base_url, requests.Session() as session:
         session.trust_env = False
-        process = ServerProcess(tmp_path_factory.mktemp("data"), {"OPENAI_BASE_URL": base_url})
+        environment = {"OPENAI_BASE_URL": base_url, "MINI_ASSISTANT_WEBHOOKS_PER_PROJECT_MAX": "1000000"}
+        process = ServerProcess(tmp_path_factory.mktemp("data"), environment)
         process.start()
         try:
-            yield FuzzedServer(process.address, session)
+            server = FuzzedServer(process.address, session)
+            before_bytes = psutil.Process(process.pid).memory_info().rss
+            yield server
+            assert psutil.Process(process.pid).memory_info().rss - before_bytes < GROWTH_BYTES_MAX
             assert process.stop() == 0
         finally:
             with contextlib.suppress(OSError):

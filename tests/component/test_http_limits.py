@@ -65,7 +65,9 @@ class Connection:
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    return dataclasses.replace(settings, body_bytes_max=BODY_BYTES_MAX, body_timeout_seconds=BODY_TIMEOUT_SECONDS)
+    return dataclasses.replace(
+        settings, body_bytes_max=BODY_BYTES_MAX, body_timeout_seconds=BODY_TIMEOUT_SECONDS, body_bytes_per_second_min=5
+    )
 
 
 @pytest.fixture
@@ -92,17 +94,17 @@ async def connection(server: str) -> AsyncIterator[Connection]:
         assert (await other.answer()).status == 200, "the server does not answer others"
 
 
-GET_HEALTH = b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n"
+GET_HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def post(body: bytes = b"", *, length: int | None = None, headers: bytes = b"", path: bytes = b"/v1/threads") -> bytes:
     """A POST; `length`: what is declared, when it is not the truth."""
     declared = len(body) if length is None else length
-    return b"POST %b HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n%b\r\n%b" % (path, declared, headers, body)
+    return b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n%b\r\n%b" % (path, declared, headers, body)
 
 
 def post_chunked(*chunks: bytes, end: bytes = b"0\r\n\r\n") -> bytes:
-    head = b"POST /v1/threads HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = b"POST /v1/threads HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     return head + b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + end
 
 
@@ -313,7 +315,7 @@ async def test_a_thousand_headers_are_served(connection: Connection) -> None:
     ],
 )
 async def test_ambiguous_heads_are_refused(headers: bytes, connection: Connection, database: Path) -> None:
-    await connection.send(b"POST /v1/threads HTTP/1.1\r\nHost: test\r\n" + headers + b"\r\n{}")
+    await connection.send(b"POST /v1/threads HTTP/1.1\r\nHost: localhost\r\n" + headers + b"\r\n{}")
 
     assert_refused(await connection.answer(), 400, "invalid_http")
     assert await connection.is_closed_by_the_server()
@@ -327,7 +329,7 @@ async def test_ambiguous_heads_are_refused(headers: bytes, connection: Connectio
 async def test_repeated_headers_do_no_harm(headers: bytes, connection: Connection, database: Path) -> None:
     await connection.send(post(b"{}", headers=headers))
 
-    assert (await connection.answer()).status in (200, 400)
+    assert (await connection.answer()).status in (200, 400, 403)
 
 
 # ---- what is no HTTP ---------------------------------------------------------------------------------------------------------------
@@ -372,14 +374,14 @@ async def test_garbage_behind_a_good_request_does_not_spoil_it(connection: Conne
     "request_line", [b"GET * HTTP/1.1", b"GET http://test/health2 HTTP/1.1", b"OPTIONS * HTTP/1.1", b"GET // HTTP/1.1"]
 )
 async def test_odd_targets_are_not_found(request_line: bytes, connection: Connection) -> None:
-    await connection.send(request_line + b"\r\nHost: test\r\n\r\n")
+    await connection.send(request_line + b"\r\nHost: localhost\r\n\r\n")
 
     assert_refused(await connection.answer(), 404, None)
 
 
 async def test_an_upgrade_to_something_else_is_ignored(connection: Connection) -> None:
     websocket = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-    await connection.send(b"GET /health HTTP/1.1\r\nHost: test\r\n" + websocket + b"\r\n")
+    await connection.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + websocket + b"\r\n")
 
     assert (await connection.answer()).body == b'{"status":"ok"}'
 
@@ -402,7 +404,7 @@ async def test_a_refused_request_does_not_end_the_connection(connection: Connect
 
 
 async def test_head_requests_have_no_body(connection: Connection) -> None:
-    await connection.send(b"HEAD /v1/threads HTTP/1.1\r\nHost: test\r\n\r\n" + GET_HEALTH)
+    await connection.send(b"HEAD /v1/threads HTTP/1.1\r\nHost: localhost\r\n\r\n" + GET_HEALTH)
     async with asyncio.timeout(10):
         head = await connection._reader.readuntil(b"\r\n\r\n")
 

@@ -8,8 +8,8 @@ import pytest
 from mini_assistant.settings import Settings
 
 IDLE_SECONDS = 1
-GET_HEALTH = b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n"
-HALF_A_POST = b"POST /v1/threads HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\n{"
+GET_HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+HALF_A_POST = b"POST /v1/threads HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{"
 
 
 @pytest.fixture

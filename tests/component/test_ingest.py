@@ -171,6 +171,16 @@ async def test_no_copy_of_the_bytes_is_left_behind(services: Services, settings:
     assert list((settings.data_dir / "ingest").iterdir()) == []
 
 
+async def test_a_starting_worker_deletes_what_killed_ones_have_left_behind(services: Services, settings: Settings) -> None:
+    left_over = settings.data_dir / "ingest" / "left-over"
+    left_over.parent.mkdir()
+    left_over.write_bytes(b"whales")
+    async with ingesting(services):
+        await ended(services, (await attached(services))[1])
+
+    assert not left_over.exists()
+
+
 async def test_chunks_are_as_long_as_was_asked_for(services: Services) -> None:
     store_id = await insert_store(services)
     text = " ".join(f"word{number}" for number in range(2000))

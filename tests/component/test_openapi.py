@@ -65,10 +65,17 @@ OFFICIAL = {
 EXTENSIONS = {
     "listThreads": "GET /threads",
     "streamRunEvents": "GET /threads/{thread_id}/runs/{run_id}/events",
+    "createWebhook": "POST /webhooks",
+    "listWebhooks": "GET /webhooks",
+    "getWebhook": "GET /webhooks/{webhook_id}",
+    "deleteWebhook": "DELETE /webhooks/{webhook_id}",
     "listModels": "GET /models",
+    "listUsage": "GET /organization/usage",
     "retrieveModel": "GET /models/{model}",
+    "listAuditLogs": "GET /organization/audit_logs",
     "getHealth": "GET /health",
     "getLiveness": "GET /health/live",
+    "getMetrics": "GET /metrics",
     "getOpenapi": "GET /openapi.json",
 }
 

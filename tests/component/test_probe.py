@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 import mini_assistant
-from mini_assistant.app import probe_model
+from mini_assistant.administration import probe_model
 from mini_assistant.errors import ConfigError, ModelError
 from mini_assistant.models.base import Capabilities
 from mini_assistant.models.endpoint_session import EndpointSession

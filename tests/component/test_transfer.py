@@ -8,7 +8,8 @@ from typing import Any
 import openai
 import pytest
 
-from mini_assistant.app import DATABASE_FILE, running_server, transfer_database
+from mini_assistant.administration import transfer_database
+from mini_assistant.app import DATABASE_FILE, running_server
 from mini_assistant.errors import ConfigError, StoreUnavailable
 from mini_assistant.models.scripted import ScriptedEndpoint
 from mini_assistant.settings import Settings

@@ -29,7 +29,9 @@ from mini_assistant.events.base import START
 from mini_assistant.http.routing import Request
 from mini_assistant.models.script import Rule, Script, ScriptedCall, Stall, Text, ToolCalls, Wait
 from mini_assistant.models.scripted import ScriptedEndpoint
+from mini_assistant.projects.audit import audit_entry
 from mini_assistant.queue.local import LocalTaskQueue
+from mini_assistant.queue.procrastinate_schema import apply_schema
 from mini_assistant.runs import commands, leases, store
 from mini_assistant.runs.endings import end_run
 from mini_assistant.runs.schema import CreateRun, ModifyRun, Run, SubmitToolOutputs, ToolOutput
@@ -53,10 +55,15 @@ _event_names = Query(
 )
 
 
-@pytest.fixture
-def settings(tmp_path: Path, endpoint: ScriptedEndpoint) -> Settings:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def settings(request: pytest.FixtureRequest, tmp_path: Path, endpoint: ScriptedEndpoint) -> Settings:
+    database_url = ""
+    if request.param == "postgresql":
+        database_url = request.getfixturevalue("postgres_url")
+        apply_schema(database_url)
     return Settings(
         data_dir=tmp_path,
+        database_url=database_url,
         openai_base_url=endpoint.base_url,
         model_retries_max=0,
         lease_seconds=LEASE_SECONDS,
@@ -720,7 +727,8 @@ async def test_a_step_whose_message_was_deleted_meanwhile_does_not_stay_open(ser
     run = await create_run(services)
     await lose_worker(services, run)
     [draft] = await messages_of(services, run)
-    await thread_store.delete_message(services, PROJECT, run.thread_id, draft.id)
+    audit = audit_entry(PROJECT, services.now(), "thread.message.deleted", draft.id, actor="nobody")
+    await thread_store.delete_message(services, PROJECT, run.thread_id, draft.id, audit)
     async with working(services):
         await until_status(services, run, "completed")
     assert [known.step.status for known in await steps_of(services, run)] == ["failed", "completed"]

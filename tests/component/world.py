@@ -30,6 +30,8 @@ WHOLE_TABLES = (
     "passages",
     "segments",
     "deleted_cursors",
+    "webhooks",
+    "webhook_events",
 )
 
 
@@ -75,6 +77,7 @@ class World:
             while (await self._got(f"{store}/file_batches/{ids['batch_id']}"))["status"] == "in_progress":  # noqa: ASYNC110 - polled
                 await asyncio.sleep(0.02)
         assert (await self._got(store))["file_counts"]["completed"] == 1
+        ids["webhook_id"] = (await self._created("/v1/webhooks", CASES["createWebhook"].good))["id"]
         upload = await self._created("/v1/uploads", CASES["createUpload"].good)
         form = aiohttp.FormData()
         form.add_field("data", b"12345", filename="part")

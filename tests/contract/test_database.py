@@ -51,6 +51,7 @@ def run(name: str, thread_id: str, status: str = "queued") -> Bound:
         lease_until=0.0,
         ended_at=None,
         provider=None,
+        traceparent=None,
     )
 
 

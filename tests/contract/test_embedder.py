@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from mini_assistant.app import build_embedder, checked_parts
+from mini_assistant.administration import checked_parts
+from mini_assistant.app import build_embedder
 from mini_assistant.errors import ConfigError
 from mini_assistant.models.embeddings.base import EmbeddingFailed
 from mini_assistant.models.embeddings.fastembed import FastembedEmbedder

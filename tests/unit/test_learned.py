@@ -89,16 +89,17 @@ def test_what_cannot_be_left_out_is_no_lesson(refusal, request_, capabilities):
 
 def test_lessons_are_for_one_model_at_one_provider():
     learned = LearnedCapabilities()
-    learned.remember("local", "gemma", {"tools": False})
-    learned.remember("local", "gemma", {"stream_usage": False})
-    assert learned.of("local", "gemma", Capabilities()) == Capabilities(tools=False, stream_usage=False)
-    assert learned.of("other", "gemma", Capabilities()) == Capabilities()
-    assert learned.of("local", "llama", Capabilities()) == Capabilities()
+    learned.remember("project", "local", "gemma", {"tools": False})
+    learned.remember("project", "local", "gemma", {"stream_usage": False})
+    assert learned.of("project", "local", "gemma", Capabilities()) == Capabilities(tools=False, stream_usage=False)
+    assert learned.of("project", "other", "gemma", Capabilities()) == Capabilities()
+    assert learned.of("another project", "local", "gemma", Capabilities()) == Capabilities()
+    assert learned.of("project", "local", "llama", Capabilities()) == Capabilities()
 
 
 def test_only_the_newest_models_are_remembered():
     learned = LearnedCapabilities()
     for number in range(1500):
-        learned.remember("local", f"model-{number}", {"tools": False})
-    assert learned.of("local", "model-0", Capabilities()).tools is True
-    assert learned.of("local", "model-1499", Capabilities()).tools is False
+        learned.remember("project", "local", f"model-{number}", {"tools": False})
+    assert learned.of("project", "local", "model-0", Capabilities()).tools is True
+    assert learned.of("project", "local", "model-1499", Capabilities()).tools is False

@@ -469,3 +469,34 @@ async def test_a_start_that_nobody_waits_for_gives_its_room_back(sandbox: FakeSa
     sandbox.may_start.set()
     assert await used(sessions, "thread_b") is sandbox.sessions[0]
     await sessions.close()
+
+
+# ---- threads that are deleted
+
+
+async def test_a_deleted_thread_s_idle_session_ends_at_once(sandbox: FakeSandbox) -> None:
+    sessions = registry(sandbox)
+    await used(sessions, "gone")
+    kept = await used(sessions, "kept")
+    assert set(sessions.threads()) == {("p", "gone"), ("p", "kept")}
+    sessions.forget("other", "kept")
+    sessions.forget("p", "gone")
+    sessions.forget("p", "never seen")
+    await settle()
+    assert sandbox.alive == [kept]
+    assert sessions.threads() == [("p", "kept")]
+    await sessions.close()
+
+
+async def test_a_deleted_thread_s_busy_session_ends_with_its_call(sandbox: FakeSandbox) -> None:
+    sessions = registry(sandbox)
+    call = Busy(sessions, "gone")
+    await settle()
+    sessions.forget("p", "gone")
+    await settle()
+    assert len(sandbox.alive) == 1
+    await call.end()
+    await settle()
+    assert sandbox.alive == []
+    assert sessions.threads() == []
+    await sessions.close()

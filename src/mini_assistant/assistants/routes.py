@@ -108,7 +108,8 @@ def _modified(assistant: Assistant, body: ModifyAssistant) -> Assistant:
 
 async def delete_assistant(request: Request[None, None]) -> str:
     assistant_id = request.path["assistant_id"]
-    await store.delete(request.services, request.project_id, assistant_id)
+    audit = request.audit("assistant.deleted", assistant_id)
+    await store.delete(request.services, request.project_id, assistant_id, audit)
     return msgspec.json.encode(Deleted(assistant_id, "assistant.deleted")).decode()
 
 

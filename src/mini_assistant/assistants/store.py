@@ -48,13 +48,14 @@ def replace(project_id: str, assistant_id: str, seen_body: str, new_body: str) -
     return _replace.guard("changed", object_id=assistant_id, project_id=project_id, seen_body=seen_body, new_body=new_body)
 
 
-async def delete(services: Services, project_id: str, assistant_id: str) -> None:
-    """Delete an assistant. Raises NotFound."""
+async def delete(services: Services, project_id: str, assistant_id: str, audit: Bound) -> None:
+    """Delete an assistant. audit: the line about it. Raises NotFound."""
     try:
         await services.db.write(
             [
                 listing.keep_place(project_id, assistant_id, services.now()),
                 _delete.guard("exists", object_id=assistant_id, project_id=project_id),
+                audit,
             ]
         )
     except GuardFailed as exc:

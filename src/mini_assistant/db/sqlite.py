@@ -19,7 +19,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 
 from mini_assistant.db.base import Bound, GuardFailed, Row, UniqueViolation
-from mini_assistant.db.migrations import MigrationFailed, migrate
+from mini_assistant.db.migrations import MigrationFailed, migrate, require_head
 from mini_assistant.errors import StoreUnavailable
 
 _DIALECT = sqlite_dialect.dialect(paramstyle="qmark")
@@ -44,6 +44,10 @@ _ReadOutcome = tuple["asyncio.Future[list[Row]]", list[Row] | Exception]
 _WriteOutcome = tuple[_Write, list[list[Row]] | Exception]
 _Outcomes = TypeVar("_Outcomes")
 _Job = TypeVar("_Job")
+
+
+class ServerHasDatabase(StoreUnavailable):
+    """Another server has taken the file."""
 
 
 class SqliteDatabase:
@@ -72,22 +76,45 @@ class SqliteDatabase:
         self._reader.start(reader)
         self._is_open = True
 
+    async def open_beside_server(self) -> None:
+        """Open the file for a command: as `open` when no server has it, else beside the server, which goes on.
+
+        Raises StoreUnavailable when the file is not there, or its shape is not that of this version.
+        """
+        if not self.path.is_file():
+            raise StoreUnavailable(f"{self.path} is not there. It is made by the first start of the server, or named by --data-dir.")
+        try:
+            await self.open()
+        except ServerHasDatabase:
+            self._loop = asyncio.get_running_loop()
+            writer, reader = await asyncio.to_thread(self._open_connections)
+            self._writer.start(writer)
+            self._reader.start(reader)
+            self._is_open = True
+
     def _prepare_file(self) -> tuple[sqlite3.Connection, sqlite3.Connection]:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock_file = open(self.path.with_suffix(".lock"), "w")  # noqa: SIM115 - held until close
             self._take_lock(self._lock_file.fileno())
         except BlockingIOError as exc:
-            raise StoreUnavailable(f"{self.path} is in use by another server.") from exc
+            raise ServerHasDatabase(f"{self.path} is in use by another server.") from exc
         except OSError as exc:
             raise StoreUnavailable(f"{self.path} cannot be used: {exc.strerror}.") from exc
         try:
             with contextlib.closing(_connect(self.path)) as connection:
                 migrate(connection, f"sqlite:///{self.path}")
+        except (sqlite3.Error, MigrationFailed) as exc:
+            raise StoreUnavailable(f"{self.path} cannot be opened: {exc}.") from exc
+        return self._open_connections()
+
+    def _open_connections(self) -> tuple[sqlite3.Connection, sqlite3.Connection]:
+        try:
             with contextlib.ExitStack() as opened:
                 writer = opened.enter_context(contextlib.closing(_connect(self.path)))
                 reader = opened.enter_context(contextlib.closing(_connect(self.path)))
                 reader.execute("PRAGMA query_only = ON")
+                require_head(reader)
                 opened.pop_all()  # from here on their threads close them
         except (sqlite3.Error, MigrationFailed) as exc:
             raise StoreUnavailable(f"{self.path} cannot be opened: {exc}.") from exc
@@ -213,7 +240,7 @@ class _ConnectionThread(Generic[_Job]):
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
     try:
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 5000"):
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 5000", "secure_delete = ON"):
             connection.execute(f"PRAGMA {pragma}")
     except sqlite3.Error:
         connection.close()

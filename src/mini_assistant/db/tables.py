@@ -71,6 +71,8 @@ runs = sa.Table(
     sa.Column("ended_at", sa.BigInteger),
     # Who answers its model; null for a name that no provider serves, and in rows of older versions.
     sa.Column("provider", sa.Text),
+    # The trace that the request which made the run belongs to, as W3C's `traceparent`.
+    sa.Column("traceparent", sa.Text),
     sa.Index("runs_in_order", "thread_id", "created_at", "seq"),
 )
 
@@ -96,7 +98,8 @@ sa.Index(
     postgresql_where=sa.text("ended_at IS NOT NULL"),
 )
 
-# A row for each limit of runs in progress. Claims under the same limit touch its row first, so that they count one after the other.
+# A row for each limit of what is there at a time: runs in progress or waiting, bytes, webhooks. Who adds to it touches its row first, so
+# that all count one after the other; and so do sweeps that must not count the same twice.
 claim_limits = sa.Table("claim_limits", metadata, sa.Column("name", sa.Text, primary_key=True))
 
 run_steps = sa.Table(
@@ -161,6 +164,7 @@ files = sa.Table(
     sa.Column("blob_key", sa.Text, nullable=False),
     sa.Column("expires_at", sa.BigInteger),
     sa.Index("files_in_order", "project_id", "created_at", "seq"),
+    sa.Index("files_by_size", "project_id", "size_bytes"),
     sqlite_autoincrement=True,
 )
 _expires_text = sa.text("expires_at IS NOT NULL")
@@ -343,3 +347,122 @@ segments = sa.Table(
     sa.Index("segments_of_file", "file_seq"),
     sqlite_autoincrement=True,
 )
+
+# Keys of clients. The key itself is nowhere: `hash` is the SHA-256 of the whole key, and `prefix` its part that says which row it is.
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("project_id", sa.Text, nullable=False),
+    sa.Column("prefix", sa.Text, nullable=False, unique=True),
+    sa.Column("hash", sa.Text, nullable=False),
+    # The scopes with spaces between them.
+    sa.Column("scopes", sa.Text, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger),
+    sa.Column("revoked_at", sa.BigInteger),
+)
+
+# What a project may still do of a kind in this minute (`requests team-a`), as a bucket that fills up again: what was in it, and when.
+rate_limits = sa.Table(
+    "rate_limits",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("left", sa.Float, nullable=False),
+    sa.Column("updated_at", sa.Float, nullable=False),
+)
+
+
+def _usage_columns() -> list[sa.Column[object]]:
+    return [
+        sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
+        sa.Column("completion_tokens", sa.BigInteger, nullable=False),
+        sa.Column("runs", sa.BigInteger, nullable=False),
+        sa.Column("tool_calls", sa.BigInteger, nullable=False),
+        sa.Column("sandbox_seconds", sa.Float, nullable=False),
+    ]
+
+
+# Usage as it comes about, written with what it is about. Sweeps add it to its day, so that nobody waits for the row of a day.
+usage_entries = sa.Table(
+    "usage_entries",
+    metadata,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
+    sa.Column("project_id", sa.Text, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    *_usage_columns(),
+    sa.Index("usage_entries_of_project", "project_id"),
+    sqlite_autoincrement=True,
+)
+
+usage_days = sa.Table(
+    "usage_days",
+    metadata,
+    sa.Column("project_id", sa.Text, primary_key=True),
+    # UTC, as 2026-11-25.
+    sa.Column("day", sa.Text, primary_key=True),
+    *_usage_columns(),
+    # The most that sweeps have seen in the day.
+    sa.Column("storage_bytes", sa.BigInteger, nullable=False),
+    sa.Column("vector_bytes", sa.BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Who did what that cannot be undone, or that lets somebody in.
+audit_log = sa.Table(
+    "audit_log",
+    metadata,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("project_id", sa.Text, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    # The id of the key, `settings` for a key of the settings, `nobody` without a key, `command` for the command line, `retention`.
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("object_id", sa.Text, nullable=False),
+    sa.Column("request_id", sa.Text),
+    sa.Index("audit_log_in_order", "created_at", "seq"),
+    sqlite_autoincrement=True,
+)
+
+webhooks = sa.Table(
+    "webhooks",
+    metadata,
+    *_object_columns(),
+    # What the calls are signed with; the wire object does not show it.
+    sa.Column("secret", sa.Text, nullable=False),
+    sa.Index("webhooks_in_order", "project_id", "created_at", "seq"),
+    sqlite_autoincrement=True,
+)
+
+# Which types of events a webhook is called for.
+webhook_events = sa.Table(
+    "webhook_events",
+    metadata,
+    sa.Column("project_id", sa.Text, primary_key=True),
+    sa.Column("type", sa.Text, primary_key=True),
+    sa.Column("webhook_id", sa.Text, sa.ForeignKey("webhooks.id", ondelete="CASCADE"), primary_key=True),
+    sqlite_with_rowid=False,
+)
+
+# Events on their way. A delivery is claimed by moving `next_at` into the future; whoever is lost meanwhile leaves it to the next.
+webhook_deliveries = sa.Table(
+    "webhook_deliveries",
+    metadata,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("project_id", sa.Text, nullable=False),
+    sa.Column("webhook_id", sa.Text, sa.ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    # The JSON that is sent.
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("attempts", sa.BigInteger, nullable=False),
+    # None: it was taken by the receiver, or given up.
+    sa.Column("next_at", sa.Float),
+    sa.Column("last_error", sa.Text),
+    sa.Index("webhook_deliveries_of_webhook", "webhook_id", "seq"),
+    sqlite_autoincrement=True,
+)
+_is_due_text = sa.text("next_at IS NOT NULL")
+sa.Index("webhook_deliveries_due", webhook_deliveries.c.next_at, sqlite_where=_is_due_text, postgresql_where=_is_due_text)

@@ -12,6 +12,7 @@ import psycopg
 import sqlalchemy as sa
 from psycopg import sql
 
+from mini_assistant.db.engines import without_nul
 from mini_assistant.db.tables import metadata
 from mini_assistant.errors import ConfigError, StoreUnavailable
 
@@ -76,9 +77,7 @@ def _read_table(rows: sqlite3.Connection, table: sa.Table) -> Iterator[tuple[Any
 def _value(value: Any, is_boolean: bool) -> Any:
     if is_boolean and value is not None:
         return bool(value)
-    if isinstance(value, str) and "\x00" in value:
-        return value.replace("\x00", "\N{REPLACEMENT CHARACTER}")  # PostgreSQL holds no such character
-    return value
+    return without_nul(value)
 
 
 def _continue_numbers(rows: sqlite3.Connection, target: "psycopg.Connection[Any]", table: sa.Table) -> None:

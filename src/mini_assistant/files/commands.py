@@ -5,11 +5,11 @@ Bytes are written before the row that needs them, and deleted after the commit t
 
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from mini_assistant.assistants.tool_resources import drop_code_file
-from mini_assistant.db.base import GuardFailed
+from mini_assistant.db.base import Bound, GuardFailed
 from mini_assistant.errors import StoreUnavailable, TooLarge
 from mini_assistant.files import store
 from mini_assistant.files.blobs.base import BlobTooLarge, WrittenBlob
@@ -77,22 +77,25 @@ def new_file(
     return store.FileRecord(file, blob.key, blob.written.sha256)
 
 
-async def delete_file(services: Services, project_id: str, file_id: str) -> None:
-    """Delete a file, also out of every vector store and code_interpreter list. Raises NotFound."""
+async def delete_file(services: Services, project_id: str, file_id: str, also: Sequence[Bound] = ()) -> None:
+    """Delete a file, also out of every vector store and code_interpreter list. also: as for `remove_file`. Raises NotFound."""
     record = await store.get_file(services, project_id, file_id)
-    if not await remove_file(services, project_id, file_id):
+    if not await remove_file(services, project_id, file_id, also):
         raise store.file_not_found(file_id)
     await delete_blobs(services, [record.blob_key])
 
 
-async def remove_file(services: Services, project_id: str, file_id: str) -> bool:
-    """Drop a file's row and all that points to it, expired or not; its bytes are left to the sweeper. False when it is gone already."""
+async def remove_file(services: Services, project_id: str, file_id: str, also: Sequence[Bound] = ()) -> bool:
+    """Drop a file's row and all that points to it, expired or not; its bytes are left to the sweeper. False when it is gone already.
+
+    also: statements that are applied together with it, such as the line of the audit log about it.
+    """
     while True:
         now = services.now()
         lists = await drop_code_file(services, project_id, file_id)
         stores = detach_file_everywhere(project_id, file_id, now)
         try:
-            await services.db.write([*lists, *stores, *store.drop_file(project_id, file_id, now)])
+            await services.db.write([*lists, *stores, *store.drop_file(project_id, file_id, now), *also])
         except GuardFailed as exc:
             if exc.guard == "changed":
                 continue  # an assistant or thread that lists it has changed in between

@@ -17,6 +17,7 @@ from mini_assistant.files.schema import (
 from mini_assistant.http.multipart import MultipartForm
 from mini_assistant.http.routing import Download, Request, Route
 from mini_assistant.pagination import Page, list_schema
+from mini_assistant.projects import quotas
 
 
 async def create_file(request: Request[MultipartForm, None]) -> str:
@@ -24,6 +25,7 @@ async def create_file(request: Request[MultipartForm, None]) -> str:
     file_bytes_max = services.settings.file_bytes_max
     if form.is_certainly_above(file_bytes_max):
         raise commands.too_large(file_bytes_max)
+    await quotas.check_storage_left(services, request.project_id, form.is_certainly_above)
     await form.find_file()
     if "purpose" in form.fields:
         check_purpose(form.fields["purpose"])  # before hundreds of megabytes are read for nothing
@@ -34,7 +36,7 @@ async def create_file(request: Request[MultipartForm, None]) -> str:
             raise InvalidRequest("The file is empty.", param="file", code="empty_file")
         filename = plain_filename(form.filename or "")
         record = commands.new_file(blob, filename, fields.purpose, services.now(), fields.expires_after)
-        await services.db.write(store.insert_file(request.project_id, record))
+        await quotas.write_stored(services, request.project_id, store.insert_file(request.project_id, record))
     return msgspec.json.encode(record.file).decode()
 
 
@@ -51,7 +53,7 @@ async def get_file(request: Request[None, None]) -> str:
 
 async def delete_file(request: Request[None, None]) -> str:
     file_id = request.path["file_id"]
-    await commands.delete_file(request.services, request.project_id, file_id)
+    await commands.delete_file(request.services, request.project_id, file_id, [request.audit("file.deleted", file_id)])
     return msgspec.json.encode(DeletedFile(file_id)).decode()
 
 

@@ -80,7 +80,7 @@ def _operation(route: Route, reference: dict[Any, Any], components: dict[str, An
 def _content(route: Route, reference: dict[Any, Any]) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if route.answer is not None:
-        content["application/json"] = {"schema": reference[route.answer]}
+        content["text/plain" if route.answer is str else "application/json"] = {"schema": reference[route.answer]}
     if route.streams:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     if route.downloads:

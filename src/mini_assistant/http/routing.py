@@ -10,6 +10,7 @@ from mini_assistant.db.base import Bound
 from mini_assistant.errors import InvalidRequest
 from mini_assistant.events.base import Position
 from mini_assistant.http.idempotency import IdempotentCall
+from mini_assistant.projects.audit import audit_entry
 from mini_assistant.services import Services
 
 Body = TypeVar("Body", covariant=True)
@@ -69,6 +70,15 @@ class Request(msgspec.Struct, Generic[Body, Query]):
     query: Query
     last_event_id: str | None = None
     idempotent_call: IdempotentCall | None = None
+    # Who asks, as in `audit_log.actor`; and what the answer's `x-request-id` says.
+    actor: str = "nobody"
+    request_id: str | None = None
+    traceparent: str | None = None
+
+    def audit(self, action: str, object_id: str) -> Bound:
+        """A line of the audit log, for the list that makes the change itself. action: such as `thread.deleted`."""
+        now = self.services.now()
+        return audit_entry(self.project_id, now, action, object_id, actor=self.actor, request_id=self.request_id)
 
     def remember(self, answer: str, *, run_id: str | None = None, after_seq: int | None = None) -> list[Bound]:
         """Statements that keep the answer for a repeat with the same `Idempotency-Key`; none without the header.
@@ -89,7 +99,7 @@ class Route:
     downloads: whether it answers with bytes.
     streams: whether `"stream": true` in the body, or the route itself, answers with events. public: served without a key.
     polled: whether SDKs ask again and again until the object has come to an end. takes_rest: whether the id is all that is left of the
-    path: names of models have slashes.
+    path: names of models have slashes. scope: what a key must be allowed; empty: `read` for GET, else `write`.
     """
 
     method: str
@@ -108,7 +118,13 @@ class Route:
     public: bool = False
     polled: bool = False
     takes_rest: bool = False
+    scope: str = ""
     tag: str = ""
+
+    @property
+    def needed_scope(self) -> str:
+        """What a key must be allowed: `read`, `write` or `admin`."""
+        return self.scope or ("read" if self.method == "GET" else "write")
 
 
 class _Path(NamedTuple):

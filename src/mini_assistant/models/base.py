@@ -210,8 +210,8 @@ class ChatProvider(Protocol):
 class ChatModels(Protocol):
     """All models of this server, by the name that a run uses."""
 
-    def capabilities(self, model: str) -> Capabilities:
-        """What the named model can do. Raises ModelError (`invalid_prompt`) when no provider serves the name."""
+    def capabilities(self, model: str, owner: str = "") -> Capabilities:
+        """What the named model can do, by what `owner`'s requests have shown. Raises ModelError (`invalid_prompt`) for an unknown name."""
         ...
 
     def provider_or_none(self, model: str) -> str | None:

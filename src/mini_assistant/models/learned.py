@@ -21,20 +21,25 @@ _OF_THIS_PROMPT = re.compile(
 
 
 class LearnedCapabilities:
-    """Changes to the capabilities of models, by provider and the provider's name of the model. The newest 1,000 models are kept."""
+    """Changes to the capabilities of models, by owner, provider and the provider's name of the model. The newest 1,000 are kept.
+
+    By owner, because a refusal may have its cause in the owner's own request: what one project makes a model refuse changes nothing for
+    another.
+    """
 
     def __init__(self) -> None:
-        self._changes: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
+        self._changes: OrderedDict[tuple[str, str, str], dict[str, Any]] = OrderedDict()
 
-    def of(self, provider: str, model: str, configured: Capabilities) -> Capabilities:
+    def of(self, owner: str, provider: str, model: str, configured: Capabilities) -> Capabilities:
         """The capabilities of a model: the configured ones with what was learned."""
-        changes = self._changes.get((provider, model))
+        changes = self._changes.get((owner, provider, model))
         return configured if changes is None else msgspec.structs.replace(configured, **changes)
 
-    def remember(self, provider: str, model: str, changes: dict[str, Any]) -> None:
+    def remember(self, owner: str, provider: str, model: str, changes: dict[str, Any]) -> None:
         """Take changes over for the requests to come. changes: by the names of the fields of `Capabilities`."""
-        self._changes[provider, model] = {**self._changes.get((provider, model), {}), **changes}
-        self._changes.move_to_end((provider, model))
+        key = (owner, provider, model)
+        self._changes[key] = {**self._changes.get(key, {}), **changes}
+        self._changes.move_to_end(key)
         if len(self._changes) > _MODELS_MAX:
             self._changes.popitem(last=False)
 

@@ -19,6 +19,7 @@ from mini_assistant.models.endpoint_session import EndpointSession, pause_before
 from mini_assistant.models.fair_slots import FairSlots
 from mini_assistant.models.model_list import LIST_BYTES_MAX, decode_list
 from mini_assistant.models.provider_limits import ProviderLimits
+from mini_assistant.tracing import traceparent_or_none
 
 _ERROR_BODY_BYTES_MAX = 64 * 1024
 _SENT_AT_ONCE_BYTES_MAX = 512 * 1024
@@ -125,9 +126,10 @@ class OpenAICompatible:
         """Send the request; give out the response when it is one that can hold an answer."""
         # Images make it large: as a file it is sent in pieces, which costs small ones more than they are worth.
         data = body if len(body) <= _SENT_AT_ONCE_BYTES_MAX else io.BytesIO(body)
-        url = self._session.url("chat/completions")
+        url, traceparent = self._session.url("chat/completions"), traceparent_or_none()
+        headers = None if traceparent is None else {"traceparent": traceparent}
         try:
-            response = await self._session.client().post(url, data=data, allow_redirects=False)
+            response = await self._session.client().post(url, data=data, headers=headers, allow_redirects=False)
             try:
                 await self._check_holds_answer(response)
             except BaseException:

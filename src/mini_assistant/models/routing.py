@@ -10,11 +10,13 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mini_assistant.errors import ModelError
+from mini_assistant.metrics import TOKENS, MeasuredTurn
 from mini_assistant.models.base import (
     Capabilities,
     ChatDelta,
     ChatProvider,
     ChatRequest,
+    Finished,
     ListedModel,
 )
 from mini_assistant.models.learned import LearnedCapabilities
@@ -91,10 +93,10 @@ class RoutedModels:
         default = providers.get(default_provider_or_none(settings) or "")
         self._default_models = None if default is None else ProviderModels(default)
 
-    def capabilities(self, model: str) -> Capabilities:
+    def capabilities(self, model: str, owner: str = "") -> Capabilities:
         """As `ChatModels.capabilities`."""
         route = find_route(self._settings, model)
-        return self._learned.of(route.provider, route.upstream_name, self._configured(route))
+        return self._learned.of(owner, route.provider, route.upstream_name, self._configured(route))
 
     def provider_or_none(self, model: str) -> str | None:
         """As `ChatModels.provider_or_none`."""
@@ -107,18 +109,26 @@ class RoutedModels:
         """As `ChatModels.stream`; the usage in `Finished` is always there."""
         routes = self._routes(request.model)
         for place, route in enumerate(routes):
-            has_begun = False
+            has_begun, deltas, measured = False, list[ChatDelta](), MeasuredTurn(route.provider)
             try:
                 async with contextlib.aclosing(self._ladder.stream(self._served(route), request)) as answer:
                     async for deltas in answer:
-                        has_begun = True
+                        if not has_begun:
+                            has_begun = True
+                            measured.begin_answer()
                         yield deltas
+                measured.end("ok")
+                _count_tokens(route.provider, deltas)
                 return
             except ModelError as exc:
+                measured.end(exc.code)
                 # What is wrong with the prompt is wrong with it elsewhere.
                 if has_begun or exc.code == "invalid_prompt" or place == len(routes) - 1:
                     raise
                 log.warning("The model '%s' falls back to '%s': %s", route.upstream_name, routes[place + 1].upstream_name, exc.message)
+            except BaseException:
+                measured.end("cancelled")
+                raise
 
     async def check(self) -> str:
         """As `ChatModels.check`. Without a default every provider is asked."""
@@ -157,3 +167,10 @@ class RoutedModels:
     def _configured(self, route: Route) -> Capabilities:
         own = self._builtin_capabilities if route.provider == BUILTIN else Capabilities()
         return route.capabilities or own
+
+
+def _count_tokens(provider: str, last: Sequence[ChatDelta]) -> None:
+    """last: the end of an answer, where its usage is."""
+    if last and isinstance(finished := last[-1], Finished) and finished.usage is not None:
+        TOKENS.labels(provider, "prompt").inc(finished.usage.prompt_tokens)
+        TOKENS.labels(provider, "completion").inc(finished.usage.completion_tokens)

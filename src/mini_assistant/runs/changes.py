@@ -4,6 +4,7 @@ The parts are pure; `store.save_changes` and `store.transition_run` write them.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -29,6 +30,14 @@ from mini_assistant.threads import store as thread_store
 from mini_assistant.threads.schema import Attachment, Content, IncompleteDetails, IncompleteReason, Message
 
 _TIME_FIELD = {"completed": "completed_at", "failed": "failed_at", "cancelled": "cancelled_at", "expired": "expired_at"}
+
+
+@dataclass(slots=True)
+class TurnCost:
+    """What a turn of the model has cost so far: its tokens, and the seconds for which code that it called has run."""
+
+    usage: Usage
+    sandbox_seconds: float = 0.0
 
 
 def new_message(record: RunRecord, now: int, attachments: Sequence[Attachment] = ()) -> Message:
@@ -103,12 +112,21 @@ def end_step(
     )
     changes.statements.append(store.update_step(ended))
     changes.events.append(ended_step_event(ended.step))
+    if isinstance(ended.step.step_details, ToolCallsDetails):
+        changes.used.tool_calls += len(ended.step.step_details.tool_calls)
     return ended
 
 
 def keep_step(changes: Changes, record: StepRecord) -> None:
     """The step goes on, with details that only its row shows for now."""
     changes.statements.append(store.update_step(record))
+
+
+def spend(changes: Changes, cost: TurnCost) -> None:
+    """A turn has cost this. Belongs to the changes that are the first to write its usage into a step."""
+    changes.used.prompt_tokens += cost.usage.prompt_tokens
+    changes.used.completion_tokens += cost.usage.completion_tokens
+    changes.used.sandbox_seconds += cost.sandbox_seconds
 
 
 def total_usage(records: Sequence[StepRecord]) -> Usage | None:

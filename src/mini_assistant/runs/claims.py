@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from mini_assistant.db.base import Bound, Query
 from mini_assistant.db.tables import runs, status_in
+from mini_assistant.projects.limits import touch_limit
 from mini_assistant.runs.store import RunRecord
 from mini_assistant.services import Services
 
@@ -21,13 +22,6 @@ _select_lost = Query(
     .where(status_in("in_progress"), runs.c.lease_until < sa.bindparam("now"))
     .order_by(runs.c.lease_until, runs.c.seq)
     .limit(sa.bindparam("row_limit", type_=sa.Integer))
-)
-
-# Touched before the count, so that claims under one limit are counted one after the other whichever process makes them.
-_touch_limit = Query(
-    sa.text("INSERT INTO claim_limits (name) VALUES (:name) ON CONFLICT (name) DO UPDATE SET name = excluded.name").bindparams(
-        sa.bindparam("name", type_=sa.Text)
-    )
 )
 
 
@@ -52,18 +46,23 @@ def _number(value: int) -> sa.ColumnElement[int]:
 class FairOrder:
     """The order of waiting runs under the limits of the settings."""
 
-    def __init__(self, project_runs_max: int, provider_runs_max: Mapping[str, int]) -> None:
-        """project_runs_max: 0 for no limit. provider_runs_max: by the name of a provider; others have none."""
+    def __init__(self, project_runs_max: int, provider_runs_max: Mapping[str, int], own_runs_max: Mapping[str, int] | None = None) -> None:
+        """project_runs_max: of each project that has none in `own_runs_max`, 0 for no limit. own_runs_max: by the id of a project.
+
+        provider_runs_max: by the name of a provider; others have none.
+        """
         self._project_runs_max = project_runs_max
+        self._own_runs_max = own_runs_max or {}
         self._provider_runs_max = provider_runs_max
-        self.has_limits = bool(project_runs_max or provider_runs_max)
+        self._limits_projects = bool(project_runs_max or any(self._own_runs_max.values()))
+        self.has_limits = bool(self._limits_projects or provider_runs_max)
         self._select_queued = self._query()
 
     def _query(self) -> Query:
         of_project, of_provider = _in_progress_by(runs.c.project_id, "of_project"), _in_progress_by(runs.c.provider, "of_provider")
         turn = sa.func.row_number().over(partition_by=runs.c.project_id, order_by=runs.c.seq)
         waiting = (
-            sa.select(runs.c.id, runs.c.seq, (turn + sa.func.coalesce(of_project.c.running, 0)).label("place"))
+            sa.select(runs.c.id, runs.c.seq, runs.c.project_id, (turn + sa.func.coalesce(of_project.c.running, 0)).label("place"))
             .join(of_project, of_project.c.project_id == runs.c.project_id, isouter=True)
             .where(status_in("queued"))
         )
@@ -74,9 +73,14 @@ class FairOrder:
             waiting = waiting.where(sa.func.coalesce(of_provider.c.running, 0) < limit)
         placed = waiting.subquery("waiting")
         query = sa.select(placed.c.id).order_by(placed.c.place, placed.c.seq).limit(sa.bindparam("row_limit", type_=sa.Integer))
-        if self._project_runs_max:
-            query = query.where(placed.c.place <= self._project_runs_max)
+        if self._limits_projects:
+            query = query.where(placed.c.place <= self._limit_of(placed.c.project_id))
         return Query(query)
+
+    def _limit_of(self, project_id: sa.ColumnElement[str]) -> sa.ColumnElement[int]:
+        default = _number(self._project_runs_max or _NO_LIMIT)
+        own = {name: _number(limit or _NO_LIMIT) for name, limit in self._own_runs_max.items()}
+        return sa.case(own, value=project_id, else_=default) if own else default
 
     async def next_runs(self, services: Services, limit: int) -> list[str]:
         """Ids of runs that can be claimed, the next one first: those whose worker is lost, then those that wait."""
@@ -87,10 +91,10 @@ class FairOrder:
     def limits_of_claim(self, record: RunRecord, provider: str | None) -> list[Bound]:
         """Statements for the list that claims a waiting run. Their guards fail, and nothing is claimed, when a limit is reached."""
         statements: list[Bound] = []
-        if self._project_runs_max:
-            statements.append(_touch_limit(name=f"project {record.project_id}"))
-            statements.append(_project_within_limit.guard("limit", value=record.project_id, runs_max=self._project_runs_max))
+        if project_runs_max := self._own_runs_max.get(record.project_id, self._project_runs_max):
+            statements.append(touch_limit(f"project {record.project_id}"))
+            statements.append(_project_within_limit.guard("limit", value=record.project_id, runs_max=project_runs_max))
         if provider is not None and provider in self._provider_runs_max:
-            statements.append(_touch_limit(name=f"provider {provider}"))
+            statements.append(touch_limit(f"provider {provider}"))
             statements.append(_provider_within_limit.guard("limit", value=provider, runs_max=self._provider_runs_max[provider]))
         return statements

@@ -12,6 +12,7 @@ from mini_assistant.errors import InvalidRequest, NotFound, RunStateConflict, To
 from mini_assistant.http.routing import Request, check_id
 from mini_assistant.ids import new_id
 from mini_assistant.models.checks import check_model
+from mini_assistant.projects import limits
 from mini_assistant.runs import changes as change
 from mini_assistant.runs import store
 from mini_assistant.runs.approvals import approved_calls, with_outputs
@@ -30,6 +31,7 @@ from mini_assistant.services import Services
 from mini_assistant.threads import commands as thread_commands
 from mini_assistant.threads import store as thread_store
 from mini_assistant.threads.schema import CreateThread, Thread
+from mini_assistant.tracing import valid_traceparent_or_none
 from mini_assistant.vector_stores.commands import RowsChanged, write_with_files
 from mini_assistant.vector_stores.store import touch_stores
 
@@ -45,8 +47,8 @@ class StartedRun(NamedTuple):
 async def create_run(request: Request[CreateRun, object]) -> StartedRun:
     """Create a run on a thread, with additional messages in the same transaction.
 
-    Raises NotFound for the thread or assistant, RunStateConflict while another run of the thread is active, and InvalidRequest when
-    there is nothing to answer. Nothing is written then.
+    Raises NotFound for the thread or assistant, RunStateConflict while another run of the thread is active, InvalidRequest when there is
+    nothing to answer, and LimitReached. Nothing is written then.
     """
     services, body, thread_id = request.services, request.body, request.path["thread_id"]
     assistant = await _assistant(request)
@@ -117,14 +119,18 @@ async def _assistant(request: Request[RunParameters, object]) -> Assistant:
 async def _start(request: Request[object, object], run: Run, before: list[Bound], new_thread: Thread | None = None) -> StartedRun:
     """before: what is written first, in the same list: the thread, or the guard that it is there, and messages."""
     services = request.services
-    record, rows, events = store.insert_run(request.project_id, run, new_thread, provider=services.models.provider_or_none(run.model))
+    await limits.check_tokens_of_day(services, request.project_id)
+    provider, traceparent = services.models.provider_or_none(run.model), valid_traceparent_or_none(request.traceparent)
+    record, rows, events = store.insert_run(request.project_id, run, new_thread, provider=provider, traceparent=traceparent)
     body = msgspec.json.encode(run).decode()
     numbered = [(place, event.name, event.data) for place, event in enumerate(events, start=1)]
-    statements = [*before, *rows, *request.remember(body, run_id=run.id, after_seq=0)]
+    kept = request.remember(body, run_id=run.id, after_seq=0)
+    statements = [*before, *rows, *kept, *limits.limits_of_new_run(services, request.project_id)]
     try:
         await write_with_files(services, statements, lambda: services.events.publish(run.id, record.attempt, numbered))
     except GuardFailed as exc:
-        raise thread_store.thread_not_found(run.thread_id) from exc
+        refusal = await limits.refusal_of_run_or_none(services, request.project_id, exc.guard)
+        raise refusal or thread_store.thread_not_found(run.thread_id) from exc
     except UniqueViolation as exc:
         if exc.index != store.ONE_ACTIVE_RUN_INDEX:
             raise
@@ -217,8 +223,9 @@ async def cancel_run(request: Request[object, object]) -> str:
 async def submit_tool_outputs(request: Request[SubmitToolOutputs, object]) -> StartedRun:
     """Give the outputs that a run waits for; the step is completed, unless calls of it were approved, and the run goes back to `queued`.
 
-    Raises RunStateConflict in any status but `requires_action`, InvalidRequest unless there is one output for each pending call, and
-    TooLarge for an output above `tool_output_bytes_max`. Nothing is written then.
+    Raises RunStateConflict in any status but `requires_action`, InvalidRequest unless there is one output for each pending call,
+    TooLarge for an output above `tool_output_bytes_max`, and LimitReached when the tokens of the day are used up: the run waits on then.
+    Nothing is written.
     """
     services, limit = request.services, request.services.settings.tool_output_bytes_max
     for output in request.body.tool_outputs:
@@ -235,6 +242,7 @@ async def submit_tool_outputs(request: Request[SubmitToolOutputs, object]) -> St
         step = await _open_step_or_none(services, record)
         if step is None:
             continue  # somebody else was faster, and the step has ended since the run was read
+        await limits.check_tokens_of_day(services, request.project_id)
         changes = Changes()
         answered = with_outputs(step, {output.tool_call_id: output.output or "" for output in request.body.tool_outputs})
         if approved_calls(answered):

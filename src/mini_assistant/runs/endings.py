@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from mini_assistant.runs import changes as change
-from mini_assistant.runs.schema import LastError, MessageCreationDetails, RunStatus, StepError, StepStatus
+from mini_assistant.runs.schema import LastError, MessageCreationDetails, RunStatus, StepError, StepStatus, Usage
 from mini_assistant.runs.states import ALLOWED
 from mini_assistant.runs.store import Changes, RunLost, RunRecord, StepRecord, get_record_for_worker, get_steps, transition_run
 from mini_assistant.services import Services
@@ -26,11 +26,13 @@ async def end_run(
     *,
     last_error: LastError | None = None,
     contents: Mapping[str, Sequence[Content]] | None = None,
+    costs: Mapping[str, change.TurnCost] | None = None,
 ) -> RunRecord:
     """End a run as `cancelled`, `failed` or `expired`.
 
-    contents: by message id, what has been told of a message that the rows do not show yet. A run that somebody is cancelling ends as
-    `cancelled` whatever `to` says. Raises RunLost when the run has ended meanwhile, is another worker's, or is gone.
+    contents: by message id, what has been told of a message that the rows do not show yet. costs: by step id, what a turn has cost that
+    the rows do not show yet. A run that somebody is cancelling ends as `cancelled` whatever `to` says. Raises RunLost when the run has
+    ended meanwhile, is another worker's, or is gone.
     """
     attempt = record.attempt
     for _ in range(_TRIES_MAX):
@@ -39,7 +41,7 @@ async def end_run(
         if target not in ALLOWED[status] or record.attempt != attempt:
             break
         steps = await get_steps(services, record.run.id)
-        changes = Changes()
+        changes, ended = Changes(), dict[str, StepRecord]()
         drafts = await _drafts(services, record, steps)
         for open_step in [known for known in steps if known.step.status == "in_progress"]:
             message = drafts.get(open_step.step.id)
@@ -47,13 +49,23 @@ async def end_run(
                 content = (contents or {}).get(message.id, message.content)
                 change.end_message(changes, message, content, services.now(), _MESSAGE_REASON[target])
             error = _step_error(last_error) if target == "failed" else None
-            change.end_step(changes, open_step, _STEP_STATUS[target], services.now(), usage=open_step.usage, error=error)
+            usage = _spent(changes, open_step, (costs or {}).get(open_step.step.id))
+            ended[open_step.step.id] = change.end_step(changes, open_step, _STEP_STATUS[target], services.now(), usage=usage, error=error)
+        total = change.total_usage([ended.get(known.step.id, known) for known in steps])
         shown_error = last_error if target == "failed" else None
         try:
-            return await transition_run(services, record, target, changes=changes, usage=change.total_usage(steps), last_error=shown_error)
+            return await transition_run(services, record, target, changes=changes, usage=total, last_error=shown_error)
         except RunLost:
             record = await get_record_for_worker(services, record.run.id)
     raise RunLost(record.run.id)
+
+
+def _spent(changes: Changes, open_step: StepRecord, cost: change.TurnCost | None) -> Usage | None:
+    """The usage of a step that ends; its row has counted it already, or it is counted now."""
+    if open_step.usage is not None or cost is None:
+        return open_step.usage
+    change.spend(changes, cost)
+    return cost.usage
 
 
 async def _drafts(services: Services, record: RunRecord, steps: Sequence[StepRecord]) -> dict[str, Message]:

@@ -6,18 +6,20 @@ worker with a run that it has claimed; what interrupts a run (cancelling, expiry
 
 import asyncio
 from contextlib import aclosing
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from mini_assistant.errors import ModelError, ToolFailure
+from mini_assistant.errors import LimitReached, ModelError, ToolFailure
 from mini_assistant.models.base import Capabilities, ChatMessage, ChatRequest, Finished, NamedTool, TokenUsage, ToolDefinition
+from mini_assistant.projects.limits import check_tokens_of_day
 from mini_assistant.runs import changes as change
 from mini_assistant.runs import prompt
 from mini_assistant.runs.approvals import AWAITED, approved_calls, with_made_calls
 from mini_assistant.runs.citations import known_sources, next_number
 from mini_assistant.runs.images import PromptImages
 from mini_assistant.runs.made import Made, known_made
+from mini_assistant.runs.observed import NOT_OBSERVED, ObservedRun, observed_turn
 from mini_assistant.runs.schema import (
     CompletionTokensDetails,
     FunctionToolCall,
@@ -25,6 +27,7 @@ from mini_assistant.runs.schema import (
     PromptTokenDetails,
     RequiredAction,
     RunIncompleteDetails,
+    RunStatus,
     StepError,
     ToolCallsDetails,
     Usage,
@@ -87,6 +90,8 @@ class RunExecution:
         self._hosted: list[ToolDefinition] = []
         # The place of the next tool's output in the context.
         self._next_number = 0
+        self._costs: dict[str, change.TurnCost] = {}
+        self._observed = NOT_OBSERVED
 
     @property
     def record(self) -> RunRecord:
@@ -98,11 +103,17 @@ class RunExecution:
         message = self._turn.message if self._turn else None
         return {message.message.id: message.content} if message else {}
 
-    async def execute(self) -> None:
+    @property
+    def costs(self) -> dict[str, change.TurnCost]:
+        """By the id of its step, what the last turn has cost; its row may know, or not yet."""
+        return self._costs
+
+    async def execute(self, observed: ObservedRun = NOT_OBSERVED) -> None:
         """Go on until the run completes, is incomplete, or waits for the client. Connections that it has made end with it.
 
         Raises ModelError when the run has failed (nothing is written of that), and RunLost when it is not this worker's any more.
         """
+        self._observed = observed
         try:
             await self._prepare_tools()
             await self._make_approved_calls()
@@ -140,6 +151,10 @@ class RunExecution:
         number = last_turn if self._left_open else last_turn + 1
         if number > services.settings.run_turns_max:
             raise ModelError(f"The model wanted more than {services.settings.run_turns_max} turns.")
+        try:
+            await check_tokens_of_day(services, self._record.project_id)
+        except LimitReached as exc:
+            raise ModelError(exc.message, code="rate_limit_exceeded") from exc
         budget = self._budget()
         if budget.completion_tokens is not None and budget.completion_tokens <= 0:
             return await self._stop_incomplete("max_completion_tokens")
@@ -149,15 +164,25 @@ class RunExecution:
 
         has_spoken = any(record.turn == number and record.step.type == "message_creation" for record in self._finished_steps)
         turn = self._turn = Turn(services, self._record, number, self._left_open, self._drafts, has_spoken=has_spoken, made=self._made)
-        finished: Finished | None = None
-        async with aclosing(services.models.stream(request)) as answer:
-            async for deltas in answer:
-                finished = await turn.take(deltas)
-        if finished is None:
-            raise ModelError("The model's answer ended without a finish reason.")
+        finished = await self._answered(turn, request)
         if turn.tools is None:
             return await self._end_message_turn(turn, finished)
         return await self._end_tool_turn(turn, turn.tools, finished)
+
+    async def _answered(self, turn: Turn, request: ChatRequest) -> Finished:
+        """Ask the model, and tell what it answers; its last word."""
+        finished: Finished | None = None
+        with observed_turn(self._services, self._record, request) as observed:
+            async with aclosing(self._services.models.stream(request)) as answer:
+                async for deltas in answer:
+                    if observed.is_told:
+                        observed.take(deltas)
+                    finished = await turn.take(deltas)
+            if finished is None:
+                raise ModelError("The model's answer ended without a finish reason.")
+            observed.end(finished)
+        self._observed.add_usage(finished)
+        return finished
 
     @property
     def _finished_steps(self) -> list[StepRecord]:
@@ -195,7 +220,7 @@ class RunExecution:
     async def _request(self, turn: int, budget: _Budget) -> ChatRequest | None:
         """What the model is asked in this turn; None when the prompt's budget is too small for it."""
         run = self._record.run
-        capabilities = self._services.models.capabilities(run.model)
+        capabilities = self._services.models.capabilities(run.model, self._record.project_id)
         tools, choice = self._offered_tools(turn, capabilities)
         window = capabilities.context_window_tokens
         if window is not None:
@@ -242,43 +267,51 @@ class RunExecution:
             incomplete = "max_tokens"
         elif finished.reason == "content_filter":
             incomplete = "content_filter"
-        changes, now, usage = Changes(), self._services.now(), _usage(finished.usage)
+        changes, now, cost = Changes(), self._services.now(), self._cost(message.step, finished)
         turn.abandon_left_open(changes)
         change.end_message(changes, message.message, message.content, now, incomplete)
-        ended = change.end_step(changes, message.step, "completed", now, usage=usage)
+        ended = change.end_step(changes, message.step, "completed", now, usage=cost.usage)
+        change.spend(changes, cost)
         total = change.total_usage([*self._steps, *turn.ended, ended])
         if finished.reason == "length":
             details = RunIncompleteDetails("max_completion_tokens")
-            await transition_run(self._services, turn.record, "incomplete", changes=changes, usage=total, incomplete_details=details)
+            await self._stop(turn.record, "incomplete", changes=changes, usage=total, incomplete_details=details)
         else:
-            await transition_run(self._services, turn.record, "completed", changes=changes, usage=total)
+            await self._stop(turn.record, "completed", changes=changes, usage=total)
         return True
 
     async def _end_tool_turn(self, turn: Turn, tools: OpenToolStep, finished: Finished) -> bool:
         """The model wants tools: run the server's own, and stop for the client's."""
-        usage = _usage(finished.usage)
+        cost = self._cost(tools.step, finished)
         if turn.message is not None:  # text that came behind the calls
             changes = Changes()
             turn.close_message(changes)
             turn.record = await save_changes(self._services, turn.record, changes)
         if finished.reason == "length":
-            return await self._stop_inside_call(turn, _with_calls(tools.step, [], usage))
+            return await self._stop_inside_call(turn, _with_calls(tools.step, [], cost.usage), cost)
         turn.end_calls(tools)
         told_wrong = functions_told_wrong(self._finished_steps)
         calls = await run_tool_calls(
-            self._services, turn.record, tools.calls, self._servers, self._next_number, turn.tell_output, told_wrong=told_wrong
+            self._services, turn.record, tools.calls, self._servers, self._next_number, turn.tell_output, told_wrong=told_wrong, cost=cost
         )
         self._messages += turn.written
-        return await self._stop_or_go_on(turn, _with_calls(tools.step, calls, usage), calls)
+        return await self._stop_or_go_on(turn, _with_calls(tools.step, calls, cost.usage), calls, cost)
 
-    async def _stop_or_go_on(self, turn: Turn, step: StepRecord, calls: list[FinishedCall]) -> bool:
+    def _cost(self, step: StepRecord, finished: Finished) -> change.TurnCost:
+        """What the turn has cost that is written into this step."""
+        cost = change.TurnCost(_usage(finished.usage))
+        self._costs = {step.step.id: cost}
+        return cost
+
+    async def _stop_or_go_on(self, turn: Turn, step: StepRecord, calls: list[FinishedCall], cost: change.TurnCost) -> bool:
         """Wait for the client when it has to give outputs; else the outputs are there and the next turn can begin."""
         changes = Changes()
+        change.spend(changes, cost)
         pending = pending_calls(calls)
         if pending:
             change.keep_step(changes, step)
             action = RequiredAction(submit_tool_outputs=PendingToolCalls(pending))
-            await transition_run(self._services, turn.record, "requires_action", changes=changes, required_action=action)
+            await self._stop(turn.record, "requires_action", changes=changes, required_action=action)
             return True
         ended = change.end_step(changes, step, "completed", self._services.now(), usage=step.usage)
         self._record = await save_changes(self._services, turn.record, changes)
@@ -287,21 +320,27 @@ class RunExecution:
         self._turn = None
         return False
 
-    async def _stop_inside_call(self, turn: Turn, step: StepRecord) -> bool:
+    async def _stop_inside_call(self, turn: Turn, step: StepRecord, cost: change.TurnCost) -> bool:
         """The token limit was met inside a tool call, which is thus not whole."""
         changes, error = Changes(), StepError("server_error", "The token limit was reached inside a tool call.")
         ended = change.end_step(changes, step, "failed", self._services.now(), usage=step.usage, error=error)
+        change.spend(changes, cost)
         total = change.total_usage([*self._steps, *turn.ended, ended])
         details = RunIncompleteDetails("max_completion_tokens")
-        await transition_run(self._services, turn.record, "incomplete", changes=changes, usage=total, incomplete_details=details)
+        await self._stop(turn.record, "incomplete", changes=changes, usage=total, incomplete_details=details)
         return True
+
+    async def _stop(self, record: RunRecord, to: RunStatus, **changed: Any) -> None:
+        """Bring the run to a status in which nobody executes it; as `transition_run`."""
+        await transition_run(self._services, record, to, **changed)
+        self._observed.stop(to)
 
     async def _stop_incomplete(self, reason: Literal["max_completion_tokens", "max_prompt_tokens"]) -> bool:
         """A budget is used up before the turn begins."""
         changes = Changes()
         Turn(self._services, self._record, 0, self._left_open, self._drafts).abandon_left_open(changes)
         details, total = RunIncompleteDetails(reason), change.total_usage(self._steps)
-        await transition_run(self._services, self._record, "incomplete", changes=changes, usage=total, incomplete_details=details)
+        await self._stop(self._record, "incomplete", changes=changes, usage=total, incomplete_details=details)
         return True
 
 

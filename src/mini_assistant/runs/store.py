@@ -4,7 +4,7 @@ Every write names the `version` and `attempt` that it has seen, so that of two w
 version counts the run's events: a write and the events that it causes are one list, and their numbers have no gaps.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -15,11 +15,14 @@ from mini_assistant.db.tables import run_events, run_is_active, run_steps, runs
 from mini_assistant.errors import RunStateConflict
 from mini_assistant.events.base import StreamEvent
 from mini_assistant.pagination import Listing
+from mini_assistant.projects.usage import Used, usage_entries_of
 from mini_assistant.runs import states
 from mini_assistant.runs.events import RunEvent, created_run_events, run_event
 from mini_assistant.runs.schema import Run, RunStatus, RunStep, Usage
 from mini_assistant.services import Services
 from mini_assistant.threads.schema import Thread
+from mini_assistant.webhooks.schema import RunEventData
+from mini_assistant.webhooks.store import queue_run_event
 
 ONE_ACTIVE_RUN_INDEX = "runs.thread_id"
 """The unique index that locks a thread while one of its runs is active."""
@@ -78,10 +81,11 @@ class StepRecord:
 
 @dataclass(slots=True)
 class Changes:
-    """Rows and the events that tell of them, to be written together."""
+    """Rows and the events that tell of them, to be written together. used: what the rows say was used, and no row before has said."""
 
     statements: list[Bound] = field(default_factory=list[Bound])
     events: list[RunEvent] = field(default_factory=list[RunEvent])
+    used: Used = field(default_factory=Used)
 
 
 _record_columns = (runs.c.project_id, runs.c.body, runs.c.version, runs.c.attempt, runs.c.lease_owner, runs.c.lease_until)
@@ -225,11 +229,12 @@ async def get_events(services: Services, run_id: str, after_seq: int, last_seq: 
 
 
 def insert_run(
-    project_id: str, run: Run, new_thread: Thread | None = None, *, provider: str | None = None
+    project_id: str, run: Run, new_thread: Thread | None = None, *, provider: str | None = None, traceparent: str | None = None
 ) -> tuple[RunRecord, list[Bound], list[RunEvent]]:
     """A new run in `queued`: its record, the statements that write it with its first events, and those events.
 
     new_thread: the thread that was created with the run; its creation is then the run's first event. provider: who answers its model.
+    traceparent: the trace that it belongs to, None without one.
     """
     events = created_run_events(run, new_thread)
     body = _encode(run).decode()
@@ -248,6 +253,7 @@ def insert_run(
         lease_until=record.lease_until,
         ended_at=None,
         provider=provider,
+        traceparent=traceparent,
     )
     return record, [row, *_event_rows(record, 0, events)], events
 
@@ -289,9 +295,8 @@ async def save_changes(services: Services, record: RunRecord, changes: Changes, 
     """
     saved = _advanced(record, len(changes.events))
     fence = _advance.guard("run", **_seen(record), new_version=saved.version)
-    await _commit(
-        services, record, [fence, *changes.statements, *_event_rows(saved, record.version, changes.events)], changes.events, durable=durable
-    )
+    rows = [*_event_rows(saved, record.version, changes.events), *usage_entries_of(record.project_id, services.now(), changes.used)]
+    await _commit(services, record, [fence, *changes.statements, *rows], changes.events, durable=durable)
     return saved
 
 
@@ -314,7 +319,7 @@ async def transition_run(
 
     changes: written before the run's own event. lease: claims the run (its attempt grows), which need not survive a power cut.
     fields: further fields of the run, such as `usage` or `last_error`. Times are the server's now, in unix seconds. A run that goes on
-    computing keeps its lease; others lose it.
+    computing keeps its lease; others lose it. Webhooks are told of the status by the same list of statements.
     Raises RunStateConflict when the status may not follow the present one, and RunLost when the run is not as `record` says; nothing
     is written then. Source: openapi-assistants.json, RunObject.status; behaviour §3.1.
     """
@@ -346,10 +351,13 @@ async def transition_run(
         new_until=saved.lease_until,
         new_ended_at=now if to in states.TERMINAL else None,
     )
-    rows = _event_rows(saved, record.version, events)
-    await _commit(
-        services, record, [status, *changes.statements, *rows, *(extra_statements or [])], events, saved.attempt, durable=lease is None
-    )
+    used = replace(changes.used, runs=1) if to in states.TERMINAL else changes.used
+    rows = [*_event_rows(saved, record.version, events), *usage_entries_of(record.project_id, now, used)]
+    told = queue_run_event(record.project_id, now, RunEventData(run.id, run.thread_id, run.assistant_id, to))
+    statements = [status, *changes.statements, *rows, *(extra_statements or []), *told]
+    written = await _commit(services, record, statements, events, saved.attempt, durable=lease is None)
+    if told and written[-1]:
+        services.webhooks_due.set()
     return saved
 
 
@@ -384,7 +392,7 @@ async def _commit(
     attempt: int | None = None,
     *,
     durable: bool = True,
-) -> None:
+) -> list[list[Row]]:
     run_id, first = record.run.id, record.version + 1
     numbered = [(first + place, event.name, event.data) for place, event in enumerate(events)]
     published_as = record.attempt if attempt is None else attempt
@@ -394,7 +402,7 @@ async def _commit(
             services.events.publish(run_id, published_as, numbered)
 
     try:
-        await services.db.write(statements, publish, durable=durable)
+        return await services.db.write(statements, publish, durable=durable)
     except GuardFailed as exc:
         raise RunLost(run_id) from exc
 

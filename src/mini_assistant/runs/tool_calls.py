@@ -14,9 +14,11 @@ from typing import Any
 
 import msgspec
 
-from mini_assistant.errors import ToolFailure
+from mini_assistant.errors import ToolFailure, ToolFailureKind
 from mini_assistant.ids import new_id
+from mini_assistant.runs.changes import TurnCost
 from mini_assistant.runs.code_input import CodeInput
+from mini_assistant.runs.observed import observed_call
 from mini_assistant.runs.schema import (
     CalledFunction,
     CodeCall,
@@ -60,12 +62,13 @@ class RequestedCall:
 class FinishedCall:
     """A call after it was run. output: what the model reads; None while the client has to give it.
 
-    awaits_approval: the client has to approve the call, and this server then makes it.
+    awaits_approval: the client has to approve the call, and this server then makes it. failure: None when there was none.
     """
 
     call: ToolCall
     output: str | None
     awaits_approval: bool = False
+    failure: ToolFailureKind | None = None
 
 
 def hosted_tool_or_none(services: Services, run: Run, name: str) -> HostedTool | None:
@@ -98,11 +101,13 @@ async def run_tool_calls(
     tell: CallOutputTeller,
     *,
     told_wrong: Collection[str],
+    cost: TurnCost,
 ) -> list[FinishedCall]:
     """Run the calls of one turn and give back all of them in their order; those that wait for the client without an output.
 
     first_number: the place of the first call's output in the context of the run. tell: told what code puts out while it runs.
-    told_wrong: see `functions_told_wrong`. Raises ModelError, before anything runs, when a call of a `strict` function is wrong again.
+    told_wrong: see `functions_told_wrong`. cost: grows with the calls, also with those that are broken off.
+    Raises ModelError, before anything runs, when a call of a `strict` function is wrong again.
     """
 
     def is_hosted(call: RequestedCall) -> bool:
@@ -117,7 +122,14 @@ async def run_tool_calls(
         async with slots:
             if servers.offers(call.name):
                 return await _run_mcp_call(servers, call)
-            return await _run_call(services, record, call, first_number + place, ToldOutputs(functools.partial(tell, place)))
+            told = ToldOutputs(functools.partial(tell, place))
+            with observed_call(call.name, call.name, call.id, call.arguments) as observed:
+                try:
+                    done = await _run_call(services, record, call, first_number + place, told)
+                finally:
+                    cost.sandbox_seconds += told.sandbox_seconds
+                observed.end(done.output, done.failure)
+                return done
 
     return list(await asyncio.gather(*(finished(place, call) for place, call in enumerate(requested))))
 
@@ -142,21 +154,22 @@ async def _run_call(services: Services, record: RunRecord, requested: RequestedC
             result = await tool.call(use, requested.id, number, arguments, told)
         return FinishedCall(result.call, result.output)
     except ToolFailure as failure:
-        return FinishedCall(_as_told(started, told), _failure_text(failure))
+        return _failed(started, told, failure)
     except TimeoutError:
         limit_seconds = services.settings.tool_timeout_seconds
-        failure = ToolFailure("timeout", f"The tool took longer than {limit_seconds:g} seconds.")
-        return FinishedCall(_as_told(started, told), _failure_text(failure))
+        return _failed(started, told, ToolFailure("timeout", f"The tool took longer than {limit_seconds:g} seconds."))
     except asyncio.CancelledError:
         if (task := asyncio.current_task()) is None or task.cancelling():
             raise
         # Not this call is cancelled, but something that it has waited for.
-        failure = ToolFailure("cancelled", "The tool was interrupted.")
-        return FinishedCall(_as_told(started, told), _failure_text(failure))
+        return _failed(started, told, ToolFailure("cancelled", "The tool was interrupted."))
     except Exception:
         log.exception("run %s: the tool %s broke", record.run.id, requested.name)
-        failure = ToolFailure("failed", "The tool broke. Do not call it again with the same input.")
-        return FinishedCall(_as_told(started, told), _failure_text(failure))
+        return _failed(started, told, ToolFailure("failed", "The tool broke. Do not call it again with the same input."))
+
+
+def _failed(started: ToolCall, told: ToldOutputs, failure: ToolFailure) -> FinishedCall:
+    return FinishedCall(_as_told(started, told), _failure_text(failure), failure=failure.kind)
 
 
 def _as_told(call: ToolCall, told: ToldOutputs) -> ToolCall:
@@ -174,7 +187,7 @@ async def _run_mcp_call(servers: McpServers, requested: RequestedCall) -> Finish
     else:
         if servers.needs_approval(requested.name):
             return FinishedCall(function.shown_call(requested.id, requested.name, requested.arguments, None), None, awaits_approval=True)
-        output = await _mcp_output(servers, requested.name, requested.arguments)
+        output = await _mcp_output(servers, requested.id, requested.name, requested.arguments)
     return FinishedCall(function.shown_call(requested.id, requested.name, requested.arguments, output), output)
 
 
@@ -184,18 +197,23 @@ async def make_approved_calls(services: Services, servers: McpServers, calls: Se
 
     async def output(call: FunctionToolCall) -> str:
         async with slots:
-            return await _mcp_output(servers, call.function.name, call.function.arguments)
+            return await _mcp_output(servers, call.id, call.function.name, call.function.arguments)
 
     outputs = await asyncio.gather(*map(output, calls))
     return {call.id: text for call, text in zip(calls, outputs, strict=True)}
 
 
-async def _mcp_output(servers: McpServers, name: str, arguments: str) -> str:
+async def _mcp_output(servers: McpServers, call_id: str, name: str, arguments: str) -> str:
     """Call a tool of an MCP server; what the model reads of it, also when it fails."""
-    try:
-        return await servers.call(name, _parsed(arguments))
-    except ToolFailure as failure:
-        return _failure_text(failure)
+    with observed_call("mcp", name, call_id, arguments) as observed:
+        try:
+            output = await servers.call(name, _parsed(arguments))
+        except ToolFailure as failure:
+            output = _failure_text(failure)
+            observed.end(output, failure.kind)
+        else:
+            observed.end(output)
+        return output
 
 
 def _function_call(record: RunRecord, requested: RequestedCall, told_wrong: Collection[str]) -> FinishedCall:

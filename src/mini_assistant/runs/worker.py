@@ -10,19 +10,26 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import Any
 
+from mini_assistant import logs
 from mini_assistant.errors import ModelError, StoreUnavailable
 from mini_assistant.files.sweep import sweep_files
 from mini_assistant.http.idempotency import delete_kept_answers
 from mini_assistant.ids import new_id
+from mini_assistant.metrics import RUNS_ENDED, RUNS_EXECUTING
 from mini_assistant.pagination import forget_deleted_cursors
+from mini_assistant.projects.audit import delete_old_audit
+from mini_assistant.projects.retention import Retention
+from mini_assistant.projects.usage import sweep_usage
 from mini_assistant.runs import leases
 from mini_assistant.runs.claims import FairOrder
 from mini_assistant.runs.endings import end_run
 from mini_assistant.runs.loop import RunExecution, get_past
-from mini_assistant.runs.schema import LastError
+from mini_assistant.runs.observed import observed_run
+from mini_assistant.runs.schema import LastError, RunStatus
 from mini_assistant.runs.states import ACTIVE
 from mini_assistant.runs.store import Lease, RunLost, RunRecord, get_record_for_worker, take_over_run, transition_run
 from mini_assistant.services import Services
+from mini_assistant.tracing import Traces
 from mini_assistant.vector_stores.sweep import sweep_vector_stores
 
 log = logging.getLogger("mini_assistant.runs")
@@ -31,20 +38,26 @@ _SWEEP_ROWS_MAX = 1000
 # Of those that wait, so many are read at a time, and what has been read is believed for so long: a new project waits no longer than that.
 _CANDIDATES_MAX = 32
 _CANDIDATE_SECONDS = 0.1
+# What else is looked after regularly, beside the runs themselves.
+_SWEEPS = (sweep_files, sweep_vector_stores, sweep_usage, delete_old_audit)
 _SOMETHING_WRONG = LastError("server_error", "Sorry, something went wrong.")
 
 
 class Worker:
     """The runs of this process."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, traces: Traces | None = None) -> None:
+        """traces: where runs are told of; None for nowhere."""
         self._services = services
+        self._traces = traces
         self._owner = new_id("worker")
         # Runs that are being executed; the loop's own task is there once the run has been claimed.
         self._running: dict[str, _RunningRun] = {}
         settings = services.settings
         provider_limits = {name: limit for name, provider in settings.providers.items() if (limit := provider.runs_max) is not None}
-        self._order = FairOrder(settings.project_runs_max, provider_limits)
+        own_limits = {name: project.runs_max for name, project in settings.projects.items() if project.runs_max is not None}
+        self._order = FairOrder(settings.project_runs_max, provider_limits, own_limits)
+        self._retention = Retention(services)
         # Whether runs may wait that this process has heard of, and the next of them as they were read a moment ago.
         self._has_waiting = False
         self._candidates: deque[str] = deque()
@@ -143,6 +156,8 @@ class Worker:
 
     async def _attend(self, running: "_RunningRun") -> None:
         """Do for a run whatever its row asks for."""
+        logs.run_id.set(running.run_id)
+        logs.project_id.set("")  # until its row is read: another run's may have made room for this one
         try:
             execution = await self._claim(running.run_id)
             if execution is not None:
@@ -158,14 +173,16 @@ class Worker:
         """End a run that is being cancelled or has expired; otherwise give its record, None when nobody has to attend to it."""
         services = self._services
         record = await get_record_for_worker(services, run_id)
+        logs.run_id.set(run_id)  # for the task that attends to this run alone
+        logs.project_id.set(record.project_id)
         now = services.clock.now()
         if record.run.status not in ACTIVE or record.lease_until > now:
             return None
         if record.run.status == "cancelling":
-            await end_run(services, await take_over_run(services, record, self._lease()), "cancelled")
+            await _end_run(services, await take_over_run(services, record, self._lease()), "cancelled")
             return None
         if record.run.expires_at is not None and record.run.expires_at <= now:
-            await end_run(services, record, "expired")
+            await _end_run(services, record, "expired")
             return None
         return record
 
@@ -193,11 +210,13 @@ class Worker:
     async def _execute(self, running: "_RunningRun", execution: RunExecution) -> None:
         """Run the loop to its end, or until it is interrupted; then end the run as its row says."""
         running.attempt = execution.record.attempt
-        task = running.task = asyncio.create_task(execution.execute())
+        task = running.task = asyncio.create_task(self._observe(execution))
         self._cancel_at(running, task, execution.record.run.expires_at or 0)
+        RUNS_EXECUTING.inc()
         try:
             await asyncio.wait({task})
         finally:
+            RUNS_EXECUTING.dec()
             if running.deadline is not None:
                 running.deadline.cancel()
             if not task.done():  # this worker is shutting down
@@ -209,6 +228,10 @@ class Worker:
         failure = task.exception()
         if failure is not None:
             await self._end_failed(execution, failure)
+
+    async def _observe(self, execution: RunExecution) -> None:
+        async with observed_run(self._services, self._traces, execution.record) as observed:
+            await execution.execute(observed)
 
     def _cancel_at(self, running: "_RunningRun", task: asyncio.Task[None], expires_at: float) -> None:
         seconds_left = expires_at - self._services.clock.now()
@@ -226,7 +249,7 @@ class Worker:
         if record.attempt != execution.record.attempt:
             return  # another worker has it
         if record.run.status == "cancelling" or (expires_at is not None and expires_at <= services.clock.now()):
-            await end_run(services, record, "expired", contents=execution.told_contents)
+            await _end_run(services, record, "expired", contents=execution.told_contents, costs=execution.costs)
 
     async def _end_failed(self, execution: RunExecution, failure: BaseException) -> None:
         """The one place where a failure becomes a run's `last_error`."""
@@ -242,7 +265,8 @@ class Worker:
         else:
             last_error = _SOMETHING_WRONG
             log.error("run %s failed unexpectedly", run_id, exc_info=failure)
-        await end_run(self._services, execution.record, "failed", last_error=last_error, contents=execution.told_contents)
+        told = {"last_error": last_error, "contents": execution.told_contents, "costs": execution.costs}
+        await _end_run(self._services, execution.record, "failed", **told)
 
     async def _look_again(self, running: "_RunningRun") -> None:
         """Somebody says that a run has changed while it is executed here: stop the loop when it is to be cancelled or is gone."""
@@ -272,8 +296,9 @@ class Worker:
     async def _sweep_regularly(self) -> None:
         while True:
             await self._survive(self._sweep())
-            await self._survive(sweep_files(self._services))
-            await self._survive(sweep_vector_stores(self._services))
+            for sweep in _SWEEPS:
+                await self._survive(sweep(self._services))
+            await self._survive(self._retention.sweep())
             await asyncio.sleep(self._services.settings.sweep_interval_seconds)
 
     async def _sweep(self) -> None:
@@ -293,6 +318,12 @@ class Worker:
                 forget_deleted_cursors(before=now - settings.deleted_cursor_ttl_seconds),
             ]
         )
+
+
+async def _end_run(services: Services, record: RunRecord, to: RunStatus, **told: Any) -> None:
+    """As `end_run`, and counted."""
+    ended = await end_run(services, record, to, **told)
+    RUNS_ENDED.labels(ended.run.status).inc()
 
 
 class _RunningRun:

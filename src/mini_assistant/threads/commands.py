@@ -123,6 +123,18 @@ async def attach_to_thread(services: Services, project_id: str, thread_id: str, 
     ]
 
 
+async def delete_thread(services: Services, project_id: str, thread_id: str, audit: Bound, condition: Sequence[Bound] = ()) -> None:
+    """Delete a thread with its messages and runs, and whatever is kept of it in memory.
+
+    audit: the line about it. condition: guards that must hold. Raises NotFound, and GuardFailed for one of the condition.
+    """
+    for run_id in await store.delete_thread(services, project_id, thread_id, audit, condition):
+        services.events.forget(run_id)
+        services.queue.put("run", run_id, to_all=True)  # its worker finds that the run is gone and stops
+    for tool in services.tools.values():
+        tool.forget_thread(project_id, thread_id)
+
+
 def _attached_files(messages: Sequence[Message]) -> AttachedFiles:
     to_search, to_code = dict[str, None](), dict[str, None]()
     for attachment in [attachment for message in messages for attachment in message.attachments]:

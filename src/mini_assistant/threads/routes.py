@@ -63,9 +63,7 @@ async def modify_thread(request: Request[ModifyThread, None]) -> str:
 
 async def delete_thread(request: Request[None, None]) -> str:
     services, thread_id = request.services, request.path["thread_id"]
-    for run_id in await store.delete_thread(services, request.project_id, thread_id):
-        services.events.forget(run_id)
-        services.queue.put("run", run_id, to_all=True)  # its worker finds that the run is gone and stops
+    await commands.delete_thread(services, request.project_id, thread_id, request.audit("thread.deleted", thread_id))
     return msgspec.json.encode(Deleted(thread_id, "thread.deleted")).decode()
 
 
@@ -129,7 +127,8 @@ async def modify_message(request: Request[ModifyMessage, None]) -> str:
 
 async def delete_message(request: Request[None, None]) -> str:
     thread_id, message_id = request.path["thread_id"], request.path["message_id"]
-    await store.delete_message(request.services, request.project_id, thread_id, message_id)
+    audit = request.audit("thread.message.deleted", message_id)
+    await store.delete_message(request.services, request.project_id, thread_id, message_id, audit)
     return msgspec.json.encode(Deleted(message_id, "thread.message.deleted")).decode()
 
 

@@ -1,5 +1,7 @@
 """Rows of threads and messages."""
 
+from collections.abc import Sequence
+
 import msgspec
 import sqlalchemy as sa
 
@@ -63,10 +65,27 @@ _select_history = Query(
     .order_by(messages.c.created_at.desc(), messages.c.seq.desc())
     .limit(sa.bindparam("row_limit", type_=sa.Integer))
 )
-_select_active_runs = Query(
+# Runs of which events are kept: those that go on, and those that have ended a moment ago.
+_select_runs_with_events = Query(
     sa.select(runs.c.id).where(
-        runs.c.thread_id == sa.bindparam("thread_id"), runs.c.project_id == sa.bindparam("project_id"), run_is_active
+        runs.c.thread_id == sa.bindparam("thread_id"),
+        runs.c.project_id == sa.bindparam("project_id"),
+        sa.or_(run_is_active, runs.c.ended_at.is_not(None)),
     )
+)
+# Of a thread in which nothing has happened since a unix time; locked, so that nothing can until it is deleted.
+_require_idle = Query(
+    sa.select(threads.c.id)
+    .where(
+        threads.c.id == sa.bindparam("thread_id"),
+        threads.c.created_at < sa.bindparam("since", type_=sa.BigInteger),
+        *[
+            ~sa.exists().where(table.c.thread_id == threads.c.id, table.c.created_at >= sa.bindparam("since", type_=sa.BigInteger))
+            for table in (messages, runs)
+        ],
+        ~sa.exists().where(runs.c.thread_id == threads.c.id, run_is_active),
+    )
+    .with_for_update()
 )
 
 
@@ -108,19 +127,31 @@ def replace_thread(project_id: str, thread_id: str, seen_body: str, new_body: st
     return _replace_thread.guard("changed", object_id=thread_id, project_id=project_id, seen_body=seen_body, new_body=new_body)
 
 
-async def delete_thread(services: Services, project_id: str, thread_id: str) -> list[str]:
-    """Delete a thread with its messages and runs; returns the runs that were active. Raises NotFound."""
+async def delete_thread(services: Services, project_id: str, thread_id: str, audit: Bound, condition: Sequence[Bound] = ()) -> list[str]:
+    """Delete a thread with its messages and runs; returns the runs of which events are kept. audit: the line about it.
+
+    condition: guards that must hold. Raises NotFound, and GuardFailed for one of the condition.
+    """
     try:
         rows = await services.db.write(
             [
-                _select_active_runs(thread_id=thread_id, project_id=project_id),
+                *condition,
+                _select_runs_with_events(thread_id=thread_id, project_id=project_id),
                 thread_listing.keep_place(project_id, thread_id, services.now()),
                 _delete_thread.guard("exists", object_id=thread_id, project_id=project_id),
+                audit,
             ]
         )
     except GuardFailed as exc:
+        if exc.guard != "exists":
+            raise
         raise thread_not_found(thread_id) from exc
-    return [row[0] for row in rows[0]]
+    return [row[0] for row in rows[len(condition)]]
+
+
+def require_idle_thread(thread_id: str, since: int) -> Bound:
+    """Guard `idle`: nothing has happened in the thread since a unix time, and no run of it is active."""
+    return _require_idle.guard("idle", thread_id=thread_id, since=since)
 
 
 def insert_message(project_id: str, message: Message) -> Bound:
@@ -168,13 +199,14 @@ async def get_message_or_none(services: Services, project_id: str, thread_id: st
     return decode_message(rows[0][0]) if rows else None
 
 
-async def delete_message(services: Services, project_id: str, thread_id: str, message_id: str) -> None:
-    """Delete a message. Raises NotFound for the thread or the message."""
+async def delete_message(services: Services, project_id: str, thread_id: str, message_id: str, audit: Bound) -> None:
+    """Delete a message. audit: the line about it. Raises NotFound for the thread or the message."""
     try:
         await services.db.write(
             [
                 message_listing.keep_place(project_id, message_id, services.now()),
                 _delete_message.guard("exists", object_id=message_id, thread_id=thread_id, project_id=project_id),
+                audit,
             ]
         )
     except GuardFailed as exc:

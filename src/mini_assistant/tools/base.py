@@ -3,7 +3,7 @@
 A function tool is not one of them: its calls go to the client (`tools/function.py`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mini_assistant.models.base import ToolDefinition
@@ -25,13 +25,14 @@ class ToldOutputs:
     """What a call of code_interpreter has put out so far. Readers of the run are told of each output at once, and its step shows the same.
 
     tell: `tell(place, output)` tells of the output number `place`, from 0 and without a hole; logs that are told of the same place again
-    are appended to it.
+    are appended to it. sandbox_seconds: for how long its code has run, also when the call is broken off.
     """
 
     def __init__(self, tell: Callable[[int, CodeOutput], None]) -> None:
         self._tell = tell
         # Logs as pieces, which are put together once.
         self._told: list[list[str] | CodeImage] = []
+        self.sandbox_seconds = 0.0
 
     def add_logs(self, text: str) -> None:
         """Tell a piece of what code has printed; it goes on with the logs before it."""
@@ -92,4 +93,12 @@ class HostedTool(Protocol):
         told: takes what is put out while the tool runs; the call of the result shows the same.
         Raises ToolFailure with a message that the model can act on.
         """
+        ...
+
+    def kept_threads(self) -> Collection[tuple[str, str]]:
+        """Project and id of the threads of which this process keeps something, such as a session of the sandbox."""
+        ...
+
+    def forget_thread(self, project_id: str, thread_id: str) -> None:
+        """The thread is gone: begin to drop what is kept of it. One of which nothing is kept is no error."""
         ...

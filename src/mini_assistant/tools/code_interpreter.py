@@ -7,14 +7,15 @@ about what else it must know. An error of the code is output too, so that the mo
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
-from mini_assistant.errors import SandboxUnavailable, StoreUnavailable, TooLarge, ToolFailure
+from mini_assistant.errors import LimitReached, SandboxUnavailable, StoreUnavailable, TooLarge, ToolFailure
 from mini_assistant.files.commands import blob_of, new_blob, new_file
 from mini_assistant.files.store import insert_file
 from mini_assistant.models.base import ToolDefinition
 from mini_assistant.models.tokens import count_tokens
+from mini_assistant.projects.quotas import write_stored
 from mini_assistant.runs.code_files import files_line
 from mini_assistant.runs.schema import CodeCall, CodeInterpreterToolCall, CodeLogs, CodeOutput, Run
 from mini_assistant.sandboxes.base import DATA_DIRECTORY, Execution, Image, Logs, Output
@@ -119,6 +120,14 @@ class CodeInterpreter:
                 kept.is_loss_told = True
             return _text_for_model(written.ids, outputs.told.outputs, [*notes, *written.notes], _output_bytes_max(use))
 
+    def kept_threads(self) -> Collection[tuple[str, str]]:
+        """As `HostedTool.kept_threads`: those that have a session."""
+        return self._sessions.threads()
+
+    def forget_thread(self, project_id: str, thread_id: str) -> None:
+        """As `HostedTool.forget_thread`: its session ends."""
+        self._sessions.forget(project_id, thread_id)
+
 
 class _SessionGone(SandboxUnavailable):
     """A session is found to be lost before it has run the code of a call."""
@@ -161,6 +170,8 @@ def _without_fence(code: str) -> str:
 
 async def _execute(kept: KeptSession, code: str, outputs: "_Outputs") -> Execution:
     """Run code, and tell all that it puts out. When nobody waits for it any more it is stopped. Raises SandboxUnavailable."""
+    time = asyncio.get_running_loop().time
+    began = time()
     executing = asyncio.create_task(kept.session.execute(code, outputs.take))
     telling = asyncio.create_task(outputs.tell_all())
     try:
@@ -171,6 +182,7 @@ async def _execute(kept: KeptSession, code: str, outputs: "_Outputs") -> Executi
         await _stop(kept, executing)
         raise
     finally:
+        outputs.told.sandbox_seconds += time() - began
         telling.cancel()
         await asyncio.wait([telling])
     return executing.result()
@@ -224,7 +236,7 @@ class _Outputs:
             return
         try:
             file_id = await self._new_file(image.data, f"figure-{self.told.images_count + 1}.png")
-        except (TooLarge, StoreUnavailable) as exc:
+        except (TooLarge, StoreUnavailable, LimitReached) as exc:
             log.warning("run %s: a figure cannot be kept: %s", self._use.run.id, exc)
             self.add_sentence("A figure is not shown: it could not be kept.")
             return
@@ -234,7 +246,7 @@ class _Outputs:
         services = self._use.services
         async with new_blob(services, blob_of(services, _once(data), services.settings.file_bytes_max)) as blob:
             record = new_file(blob, filename, OUTPUT_PURPOSE, services.now())
-            await services.db.write(insert_file(self._use.project_id, record))
+            await write_stored(services, self._use.project_id, insert_file(self._use.project_id, record))
         return record.file.id
 
 
@@ -268,7 +280,7 @@ def _outcome_sentence(use: ToolUse, execution: Execution) -> str:
 
 def _output_bytes_max(use: ToolUse) -> int:
     """How much of an output the model is given: a setting, and as many bytes as its window has tokens, a quarter to a half of it."""
-    capabilities = use.services.models.capabilities(use.run.model)
+    capabilities = use.services.models.capabilities(use.run.model, use.project_id)
     limit, window = use.services.settings.tool_output_bytes_max, capabilities.context_window_tokens
     return limit if window is None or capabilities.tools == "hosted" else min(limit, window)
 

@@ -4,7 +4,7 @@ What the model reads is one text: a line that says what was searched for, how to
 Source: behaviour §3.10, §7.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -90,6 +90,13 @@ class FileSearch:
         passages = [_HOW_TO_READ, *(text for _, text in given)] if given else [_NOTHING_FOUND]
         return ToolResult(call, "\n\n".join([head, *passages]))
 
+    def kept_threads(self) -> Collection[tuple[str, str]]:
+        """As `HostedTool.kept_threads`: none."""
+        return ()
+
+    def forget_thread(self, project_id: str, thread_id: str) -> None:
+        """As `HostedTool.forget_thread`: there is nothing to drop."""
+
 
 # ---- what is searched for
 
@@ -145,7 +152,7 @@ async def _search(use: ToolUse, store_ids: Sequence[str], queries: Sequence[str]
 
 def _tokens_max(use: ToolUse) -> int:
     """What the passages may take: a setting, and at most half of the window of a model that has to read them."""
-    capabilities = use.services.models.capabilities(use.run.model)
+    capabilities = use.services.models.capabilities(use.run.model, use.project_id)
     limit, window = use.services.settings.file_search_tokens_max, capabilities.context_window_tokens
     return limit if window is None or capabilities.tools == "hosted" else min(limit, window // 2)
 

@@ -1,8 +1,7 @@
 """The sessions of a server's sandbox, by thread: made when a thread first runs code, kept while it goes on, ended when nobody needs them.
 
 A thread has one session, and its calls use it one after the other. It is closed when it was idle for long, and earlier when another
-thread needs the room. A few sessions without a thread are kept ready. Called by `tools/code_interpreter.py`; a thread that is deleted
-loses its session by being idle.
+thread needs the room or its own is deleted. A few sessions without a thread are kept ready. Called by `tools/code_interpreter.py`.
 """
 
 import asyncio
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mini_assistant.errors import BackendError, SandboxUnavailable
+from mini_assistant.metrics import SANDBOX_SESSIONS
 from mini_assistant.sandboxes.base import Sandbox, SandboxSession
 
 # Only a broken backend takes longer. The room of its session is free after that.
@@ -127,6 +127,20 @@ class SandboxSessions:
             if place.calls_count == 0:
                 self._let_rest(key, place)
 
+    def threads(self) -> list[tuple[str, str]]:
+        """Project and id of the threads that have a session, or wait for one."""
+        return list(self._places)
+
+    def forget(self, project_id: str, thread_id: str) -> None:
+        """The thread is gone: end its session, at once or when the call that uses it has ended."""
+        key = (project_id, thread_id)
+        place = self._places.get(key)
+        if place is not None and place.kept is not None:
+            place.kept.is_given_up = place.kept.is_loss_told = True
+            if place.calls_count == 0:
+                self._end_idle(key)
+        self._unaware.pop(key, None)
+
     async def close(self) -> None:
         """End all sessions, and the sandbox."""
         self._is_closed = True
@@ -205,10 +219,12 @@ class SandboxSessions:
 
     async def _create_session(self, *, is_warm: bool) -> SandboxSession:
         self._count += 1
+        SANDBOX_SESSIONS.inc()
         try:
             session = await self._sandbox.create_session(is_warm=is_warm)
         except BaseException:
             self._count -= 1
+            SANDBOX_SESSIONS.dec()
             self._changed.set()
             raise
         if self._is_closed:
@@ -228,6 +244,7 @@ class SandboxSessions:
             log.warning("A session of the sandbox could not be closed: %s", exc)
         finally:
             self._count -= 1
+            SANDBOX_SESSIONS.dec()
             self._changed.set()
             self._fill_pool()
 

@@ -15,9 +15,19 @@ import msgspec
 from msgspec import UNSET
 
 from mini_assistant.assistants.schema import ToolResources
-from mini_assistant.errors import BackendError, BlobMissing, NotFound, SandboxFileMissing, SandboxFull, StoreUnavailable, TooLarge
+from mini_assistant.errors import (
+    BackendError,
+    BlobMissing,
+    LimitReached,
+    NotFound,
+    SandboxFileMissing,
+    SandboxFull,
+    StoreUnavailable,
+    TooLarge,
+)
 from mini_assistant.files.commands import blob_of, new_blob, new_file
 from mini_assistant.files.store import FileRecord, get_file_or_none, insert_file
+from mini_assistant.projects.quotas import write_stored
 from mini_assistant.sandboxes.base import DATA_DIRECTORY, FILE_NAME_BYTES_MAX, SandboxFile
 from mini_assistant.services import Services
 from mini_assistant.threads.store import decode_thread, get_thread_json
@@ -175,6 +185,9 @@ async def keep_written_files(use: ToolUse, kept: KeptSession) -> WrittenFiles:
     except BackendError as exc:
         log.warning("run %s: what its code has written cannot be kept: %s", use.run.id, exc.message)
         return WrittenFiles({}, ["The files that the code has written could not be read or kept."])
+    except LimitReached as exc:
+        log.warning("run %s: what its code has written cannot be kept: %s", use.run.id, exc.message)
+        return WrittenFiles({}, ["The files that the code has written are not given to the user, who has no room for more files."])
     kept.versions = _versions(files)
     return written
 
@@ -200,7 +213,8 @@ async def _keep(use: ToolUse, kept: KeptSession, changed: Sequence[SandboxFile])
             bytes_left -= blob.written.size_bytes
             records[file.name] = new_file(blob, safe_name(PurePosixPath(file.name).name), OUTPUT_PURPOSE, services.now())
         if records:
-            await services.db.write([row for record in records.values() for row in insert_file(use.project_id, record)])
+            rows = [row for record in records.values() for row in insert_file(use.project_id, record)]
+            await write_stored(services, use.project_id, rows)
     return WrittenFiles({name: record.file.id for name, record in records.items()}, _notes_about(left_out))
 
 

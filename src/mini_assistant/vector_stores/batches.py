@@ -17,7 +17,8 @@ from mini_assistant.services import Services
 from mini_assistant.vector_stores.attached_files import AttachedFile
 from mini_assistant.vector_stores.indexes.base import StoreScope
 from mini_assistant.vector_stores.schema import FileStatus
-from mini_assistant.vector_stores.store import FILE_GUARD, STATUSES, counts_of, get_store_json, leave_batches
+from mini_assistant.vector_stores.store import FILE_GUARD, STATUSES, counts_of, get_store_json, leave_batches, tell_of_left_batches
+from mini_assistant.webhooks.store import batch_event_query
 
 _f = vector_store_files.c
 _of_batch = (
@@ -27,9 +28,11 @@ _of_batch = (
 )
 _select = Query(sa.select(batches.c.body, batches.c.is_cancelled, *[batches.c[f"files_{status}"] for status in STATUSES]).where(*_of_batch))
 _insert = Query.insert_into(batches)
+_tell_of_ended = batch_event_query("completed", *_of_batch)
 
 _is_seen = (_f.seq == sa.bindparam("of_file"), _f.status == sa.bindparam("seen_status"))
 _leave = leave_batches(*_is_seen)
+_tell_of_left = tell_of_left_batches(*_is_seen)
 _move_file = Query(sa.update(vector_store_files).where(*_is_seen).values(batch_id=sa.bindparam("new_batch_id")).returning(_f.seq))
 
 _is_waiting = (
@@ -51,6 +54,8 @@ _cancel = (
             files_cancelled=vector_stores.c.files_cancelled + _waiting_count,
         )
     ),
+    # Behind the lock of the store's row, so that of two who cancel at the same time only one still sees files in progress.
+    batch_event_query("cancelled", *_of_batch, batches.c.files_in_progress > 0),
     Query(
         sa.update(vector_store_files)
         .where(*_is_waiting)
@@ -95,8 +100,8 @@ def _batch_json(body: str, is_cancelled: bool, counts: Sequence[int]) -> str:
     return f"{body[:-1]},{rest[1:]}"
 
 
-def insert_batch(scope: StoreScope, batch_id: str, statuses: Sequence[FileStatus], now: int) -> tuple[str, Bound]:
-    """The wire JSON of a new batch and the statement that writes it. statuses: of its files."""
+def insert_batch(scope: StoreScope, batch_id: str, statuses: Sequence[FileStatus], now: int) -> tuple[str, list[Bound]]:
+    """The wire JSON of a new batch and the statements that write it. statuses: of its files."""
     wire = {"id": batch_id, "object": "vector_store.file_batch", "created_at": now, "vector_store_id": scope.vector_store_id}
     body = msgspec.json.encode(wire).decode()
     counts: Mapping[str, int] = {f"files_{status}": statuses.count(status) for status in STATUSES}
@@ -109,15 +114,18 @@ def insert_batch(scope: StoreScope, batch_id: str, statuses: Sequence[FileStatus
         is_cancelled=False,
         **counts,
     )
-    return _batch_json(body, False, list(counts.values())), row
+    statements = [row]
+    if counts["files_in_progress"] == 0:
+        statements.append(_tell_of_ended(object_id=batch_id, now_seconds=now, **scope._asdict()))
+    return _batch_json(body, False, list(counts.values())), statements
 
 
-def move_to_batch(known: AttachedFile, batch_id: str) -> list[Bound]:
+def move_to_batch(known: AttachedFile, batch_id: str, now: int) -> list[Bound]:
     """Makes a file that is in the store already one of another batch; the guard FILE_GUARD fails when its status has changed."""
     seen = {"of_file": known.seq, "seen_status": known.file.status}
-    return [_leave(**seen), _move_file.guard(FILE_GUARD, **seen, new_batch_id=batch_id)]
+    return [_leave(**seen), _tell_of_left(**seen, now_seconds=now), _move_file.guard(FILE_GUARD, **seen, new_batch_id=batch_id)]
 
 
-def cancel_batch(scope: StoreScope, batch_id: str) -> list[Bound]:
+def cancel_batch(scope: StoreScope, batch_id: str, now: int) -> list[Bound]:
     """Cancels the files of a batch that are not ingested yet; nothing happens to a batch that has come to its end."""
-    return [query(object_id=batch_id, **scope._asdict()) for query in _cancel]
+    return [query(object_id=batch_id, now_seconds=now, **scope._asdict()) for query in _cancel]

@@ -17,6 +17,7 @@ from mini_assistant.db.base import Bound, GuardFailed, UniqueViolation
 from mini_assistant.errors import InvalidRequest
 from mini_assistant.files.store import file_not_found
 from mini_assistant.ids import new_hex_id
+from mini_assistant.projects.quotas import VECTOR_GUARD, vector_room, vectors_are_full
 from mini_assistant.services import Services
 from mini_assistant.vector_stores import attached_files, batches, store
 from mini_assistant.vector_stores.attached_files import AttachedFile
@@ -49,14 +50,16 @@ class RowsChanged(Exception):
 async def write_with_files(services: Services, statements: Sequence[Bound], on_commit: Callable[[], None] | None = None) -> None:
     """Write a list that may add files, and offer those that wait to be ingested.
 
-    Raises RowsChanged when a vector store, a file in it, or an object that the list replaces (guard `changed`) has changed meanwhile;
-    otherwise as `Database.write`.
+    Raises RowsChanged when a vector store, a file in it, or an object that the list replaces (guard `changed`) has changed meanwhile,
+    and LimitReached when vector stores have no room for the files; otherwise as `Database.write`.
     """
     try:
         results = await services.db.write(statements, on_commit)
     except GuardFailed as exc:
         if exc.guard in (store.STORE_GUARD, store.FILE_GUARD, "changed"):
             raise RowsChanged from exc
+        if exc.guard == VECTOR_GUARD:
+            raise vectors_are_full(statements) from exc
         raise
     except UniqueViolation as exc:
         if attached_files.is_attached_twice(exc.index):
@@ -98,6 +101,8 @@ async def new_store(services: Services, project_id: str, body: CreateVectorStore
         last_active_at=now,
     )
     rows = [statement for file in files for statement in attached_files.insert_file(project_id, file, None, now)]
+    if files:
+        rows += vector_room(services, project_id)
     return NewStore(made, [store.insert_store(project_id, made), *rows])
 
 
@@ -147,10 +152,10 @@ async def modify_store(services: Services, scope: StoreScope, body: ModifyVector
         return await store.get_store_json(services, *scope)
 
 
-async def delete_store(services: Services, scope: StoreScope) -> None:
-    """Delete a vector store with all that was made of its files; the files stay. Raises NotFound."""
+async def delete_store(services: Services, scope: StoreScope, audit: Bound) -> None:
+    """Delete a vector store with all that was made of its files; the files stay. audit: the line about it. Raises NotFound."""
     try:
-        await services.db.write(store.delete_store(*scope, services.now()))
+        await services.db.write([*store.delete_store(*scope, services.now()), audit])
     except GuardFailed as exc:
         raise store.store_not_found(scope.vector_store_id) from exc
 
@@ -183,7 +188,7 @@ async def add_files(
     for new in wanted:
         attached = known.get(new.file_id)
         if attached is not None and not _must_ingest_again(attached.file, new):
-            _keep_file(added, attached, new, batch_id)
+            _keep_file(added, attached, new, batch_id, now)
             continue
         if attached is not None:
             added.statements += store.detach_file(scope, new.file_id, now)
@@ -198,6 +203,8 @@ async def add_files(
         added.statements += attached_files.insert_file(scope.project_id, file, batch_id, now)
     # First of all, for it says whether the store is there, and keeps others from it until the commit.
     added.statements.insert(0, store.count_new_files(*scope, added.new_statuses, now))
+    if added.new_statuses:
+        added.statements += vector_room(services, scope.project_id)
     return added
 
 
@@ -206,14 +213,14 @@ def _must_ingest_again(file: VectorStoreFile, new: CreateVectorStoreFile) -> boo
     return file.status in ("failed", "cancelled") or is_cut_anew
 
 
-def _keep_file(added: AddedFiles, attached: AttachedFile, new: CreateVectorStoreFile, batch_id: str | None) -> None:
+def _keep_file(added: AddedFiles, attached: AttachedFile, new: CreateVectorStoreFile, batch_id: str | None, now: int) -> None:
     file, attributes = attached.file, new.attributes
     # As JSON, because in Python 1 equals true.
     if attributes is not None and store.attributes_json(attributes) != store.attributes_json(file.attributes):
         added.statements += attached_files.replace_attributes(attached, attributes)
         file = msgspec.structs.replace(file, attributes=attributes)
     if batch_id is not None:
-        added.statements += batches.move_to_batch(attached, batch_id)
+        added.statements += batches.move_to_batch(attached, batch_id, now)
     added.files.append(file)
 
 
@@ -288,10 +295,10 @@ async def modify_file(services: Services, scope: StoreScope, file_id: str, attri
         return store.file_json(msgspec.structs.replace(attached.file, attributes=attributes))
 
 
-async def detach_file(services: Services, scope: StoreScope, file_id: str) -> None:
-    """Take a file out of a vector store; the uploaded file stays. Raises NotFound for the store or the file."""
+async def detach_file(services: Services, scope: StoreScope, file_id: str, audit: Bound) -> None:
+    """Take a file out of a vector store; the uploaded file stays. audit: the line about it. Raises NotFound for the store or the file."""
     try:
-        await services.db.write(store.detach_file(scope, file_id, services.now()))
+        await services.db.write([*store.detach_file(scope, file_id, services.now()), audit])
     except GuardFailed as exc:
         await store.get_store_json(services, *scope)
         raise store.file_not_in_store(file_id, scope.vector_store_id) from exc
@@ -306,9 +313,9 @@ async def create_batch(services: Services, scope: StoreScope, body: CreateFileBa
     while True:
         batch_id = new_hex_id("vsfb")
         added = await add_files(services, scope, wanted, batch_id)
-        answer, row = batches.insert_batch(scope, batch_id, [file.status for file in added.files], services.now())
+        answer, rows = batches.insert_batch(scope, batch_id, [file.status for file in added.files], services.now())
         try:
-            await write_with_files(services, [*added.statements, row, *remember(answer)])
+            await write_with_files(services, [*added.statements, *rows, *remember(answer)])
         except RowsChanged:
             continue  # one of the files was added, ended or detached in between
         return answer
@@ -331,5 +338,5 @@ def _wanted_files(body: CreateFileBatch, limit: int) -> list[CreateVectorStoreFi
 async def cancel_batch(services: Services, scope: StoreScope, batch_id: str) -> str:
     """Cancel what is not ingested yet; returns the batch's wire JSON. Raises NotFound for the store or the batch."""
     await batches.get_batch_json(services, scope, batch_id)
-    await services.db.write(batches.cancel_batch(scope, batch_id))
+    await services.db.write(batches.cancel_batch(scope, batch_id, services.now()))
     return await batches.get_batch_json(services, scope, batch_id)

@@ -6,20 +6,24 @@ holds everything or nothing: after a kill the file is ingested again, and no pas
 
 import asyncio
 import contextlib
+import fcntl
 import logging
-import shutil
-from collections.abc import AsyncGenerator, Sequence
+import os
+import tempfile
+from collections.abc import AsyncGenerator, Generator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import sqlalchemy as sa
 
 from mini_assistant.db.base import Bound, GuardFailed, Query
 from mini_assistant.db.tables import summary_vectors, vector_stores
+from mini_assistant.errors import StoreUnavailable
 from mini_assistant.files.store import FileRecord as UploadedFile
 from mini_assistant.files.store import get_file_or_none
 from mini_assistant.models.embeddings.base import Vectors
+from mini_assistant.projects.quotas import VECTOR_GUARD, vectors_are_full, vectors_within
 from mini_assistant.services import Services
 from mini_assistant.vector_stores.chunking import chunk_document
 from mini_assistant.vector_stores.indexes.base import Passage, StoreScope
@@ -48,7 +52,11 @@ _delete_summary_vector = Query(sa.delete(summary_vectors).where(summary_vectors.
 _insert_summary_vector = Query.insert_into(summary_vectors)
 
 
-async def ingest_file(services: Services, record: FileRecord) -> None:
+IngestOutcome = Literal["completed", "failed", "dropped"]
+"""What has become of a file; dropped: it was not this worker's any more."""
+
+
+async def ingest_file(services: Services, record: FileRecord) -> IngestOutcome:
     """Make a claimed file findable, or record why it cannot be.
 
     Nothing is written when the file was cancelled, detached or deleted meanwhile, or is another worker's now.
@@ -58,16 +66,21 @@ async def ingest_file(services: Services, record: FileRecord) -> None:
         statements = await _ingested(services, record)
     except ParseFailed as exc:
         await fail_file(services, record, exc.message, code=exc.code)
-        return
+        return "failed"
     if statements is None:
-        return
+        return "dropped"
     try:
         await services.db.write(statements)
     except GuardFailed as exc:
+        if exc.guard == VECTOR_GUARD:
+            await fail_file(services, record, vectors_are_full(statements).message)
+            return "failed"
         if exc.guard != "embedder":
             log.info("file %s in %s was changed while it was ingested; dropped", record.file.id, record.vector_store_id)
-            return
+            return "dropped"
         await fail_file(services, record, await _embedder_conflict(services, record))
+        return "failed"
+    return "completed"
 
 
 async def fail_file(
@@ -84,8 +97,15 @@ async def fail_file(
 
 
 def delete_copies(services: Services) -> None:
-    """Drop what a killed server left behind; called once at start by a server that owns its folder alone."""
-    shutil.rmtree(services.settings.data_dir / _COPIES_FOLDER, ignore_errors=True)
+    """Drop what killed processes left behind; called by each worker when it starts. Copies of a living one are locked, and stay."""
+    for path in (services.settings.data_dir / _COPIES_FOLDER).glob("*"):
+        with contextlib.suppress(OSError):
+            opened = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(opened)
 
 
 async def _ingested(services: Services, record: FileRecord) -> list[Bound] | None:
@@ -106,22 +126,53 @@ async def _ingested(services: Services, record: FileRecord) -> list[Bound] | Non
 
 
 async def _parse(services: Services, record: FileRecord, uploaded: UploadedFile) -> ParsedDocument:
-    async with _copy_of_blob(services, uploaded.blob_key, f"{record.seq}-{record.attempt}") as path:
+    async with _copy_of_blob(services, uploaded.blob_key) as path:
         return await services.parser.parse(str(path), uploaded.file.filename)
 
 
 @contextlib.asynccontextmanager
-async def _copy_of_blob(services: Services, blob_key: str, name: str) -> AsyncGenerator[Path]:
-    """The bytes of a blob as a file on the disk, for as long as the context lasts."""
-    path = services.settings.data_dir / _COPIES_FOLDER / name
-    await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
+async def _copy_of_blob(services: Services, blob_key: str) -> AsyncGenerator[Path]:
+    """The bytes of a blob as a file on the disk, for as long as the context lasts.
+
+    Raises BackendError, also for a disk that is full: it may have room later.
+    """
+    folder = services.settings.data_dir / _COPIES_FOLDER
+    with _disk_failures(folder):
+        # Not in a thread: a file that is made there while its ingest is cancelled would be nobody's.
+        path, copy = _new_copy(folder)
     try:
-        with await asyncio.to_thread(path.open, "wb") as copy:
-            async for piece in services.blobs.read(blob_key):
-                await asyncio.to_thread(copy.write, piece)
-        yield path
+        with copy:  # its lock is given back with it
+            with _disk_failures(folder):
+                async for piece in services.blobs.read(blob_key):
+                    await asyncio.to_thread(_write_all, copy, piece)
+            yield path
     finally:
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _disk_failures(folder: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise StoreUnavailable(f"{folder} cannot be written: {exc.strerror or exc}.") from exc
+
+
+def _write_all(copy: BinaryIO, piece: bytes) -> None:
+    rest = memoryview(piece)
+    while rest:
+        rest = rest[copy.write(rest) :]
+
+
+def _new_copy(folder: Path) -> tuple[Path, BinaryIO]:
+    """A new, empty file and its name. It is locked for as long as it is open, so that `delete_copies` of any process lets it be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        descriptor, name = tempfile.mkstemp(dir=folder)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return Path(name), open(descriptor, "wb", buffering=0)  # or else its end would write once more, and fail once more
+        os.close(descriptor)  # deleted by a worker that has started between these lines
 
 
 def _passages_of(document: ParsedDocument, record: FileRecord, tokens_max: int) -> list[Passage]:
@@ -159,7 +210,7 @@ def _statements(
     ]
     if summary_vector is not None:
         statements.append(_insert_summary_vector(file_seq=record.seq, vector=summary_vector[0].astype("<f2").tobytes()))
-    return statements
+    return [*statements, *vectors_within(services, record.project_id)]
 
 
 async def _embedder_of_store_or_none(services: Services, record: FileRecord) -> str | None:

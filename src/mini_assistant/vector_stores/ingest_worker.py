@@ -5,16 +5,19 @@ One worker a process. It hears of files from the queue, and from its own sweep, 
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
+from mini_assistant import logs
 from mini_assistant.errors import BackendError, StoreUnavailable
 from mini_assistant.ids import new_id
+from mini_assistant.metrics import INGEST_SECONDS
 from mini_assistant.models.embeddings.base import EmbeddingFailed
 from mini_assistant.services import Services
 from mini_assistant.vector_stores import ingest_tasks as tasks
-from mini_assistant.vector_stores.ingest import INTERNAL_ERROR, fail_file, ingest_file
+from mini_assistant.vector_stores.ingest import INTERNAL_ERROR, delete_copies, fail_file, ingest_file
 from mini_assistant.vector_stores.ingest_backlog import IngestBacklog
 from mini_assistant.vector_stores.store import FileRecord
 
@@ -42,6 +45,7 @@ class IngestWorker:
 
     async def run(self) -> None:
         """Work until cancelled; then stop where it is and hand back the files."""
+        await asyncio.to_thread(delete_copies, self._services)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._consume())
@@ -81,6 +85,7 @@ class IngestWorker:
 
     async def _attend(self, seq: int) -> None:
         """Ingest a file that is still to be ingested."""
+        logs.project_id.set("")  # the file before may have been another project's
         services = self._services
         record = await tasks.claim_file_or_none(services, seq, self._owner)
         if record is None:
@@ -89,7 +94,8 @@ class IngestWorker:
             log.error("file %s in %s: given up after %d claims", record.file.id, record.vector_store_id, record.attempt - 1)
             await fail_file(services, record, INTERNAL_ERROR)
             return
-        ingesting = asyncio.create_task(ingest_file(services, record))
+        logs.project_id.set(record.project_id)
+        ingesting = asyncio.create_task(_measured(services, record))
         self._running[seq] = (record.attempt, ingesting)
         try:
             await asyncio.wait({ingesting})
@@ -101,6 +107,7 @@ class IngestWorker:
         if ingesting.cancelled():
             self._services.queue.put("ingest", str(seq))  # cancelled, and perhaps wanted again since
             return
+        self._services.webhooks_due.set()  # a batch may have ended with it
         failure = ingesting.exception()
         if failure is not None:
             await self._try_again_or_fail(record, failure)
@@ -143,3 +150,14 @@ class IngestWorker:
     async def _sweep(self) -> None:
         for task in await tasks.get_waiting_tasks(self._services, _SWEEP_ROWS_MAX):
             self._backlog.add(task)
+
+
+async def _measured(services: Services, record: FileRecord) -> None:
+    began, outcome = time.perf_counter(), "cancelled"
+    try:
+        outcome = await ingest_file(services, record)
+    except BackendError:
+        outcome = "error"
+        raise
+    finally:
+        INGEST_SECONDS.labels(outcome).observe(time.perf_counter() - began)

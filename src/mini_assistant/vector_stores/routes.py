@@ -58,7 +58,7 @@ async def modify_vector_store(request: Request[ModifyVectorStore, None]) -> str:
 
 async def delete_vector_store(request: Request[None, None]) -> str:
     scope = _scope(request)
-    await commands.delete_store(request.services, scope)
+    await commands.delete_store(request.services, scope, request.audit("vector_store.deleted", scope.vector_store_id))
     return msgspec.json.encode(Deleted(scope.vector_store_id, "vector_store.deleted")).decode()
 
 
@@ -120,8 +120,9 @@ async def get_vector_store_file_content(request: Request[None, None]) -> bytes:
 
 
 async def delete_vector_store_file(request: Request[None, None]) -> str:
-    file_id = request.path["file_id"]
-    await commands.detach_file(request.services, _scope(request), file_id)
+    scope, file_id = _scope(request), request.path["file_id"]
+    audit = request.audit("vector_store.file.deleted", f"{scope.vector_store_id}/{file_id}")
+    await commands.detach_file(request.services, scope, file_id, audit)
     return msgspec.json.encode(Deleted(file_id, "vector_store.file.deleted")).decode()
 
 
@@ -208,6 +209,7 @@ ROUTES = [
         call=search_vector_store,
         body=SearchVectorStore,
         answer=SearchResultsPage,
+        scope="read",
     ),
     Route(
         method="POST",

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from mini_assistant.db.base import Query
 from mini_assistant.db.tables import files, summary_vectors, vector_store_files, vector_stores
 from mini_assistant.errors import InvalidRequest
+from mini_assistant.metrics import SEARCH_SECONDS
 from mini_assistant.models.embeddings.base import Vectors
 from mini_assistant.models.rerank.base import RerankFailed
 from mini_assistant.services import Services
@@ -104,6 +105,13 @@ async def search_stores(
     has no passages. Raises InvalidRequest for a store that has expired or was indexed by another embedder, EmbeddingFailed, and
     StoreUnavailable.
     """
+    with SEARCH_SECONDS.time():
+        return await _search_stores(services, project_id, vector_store_ids, queries, options)
+
+
+async def _search_stores(
+    services: Services, project_id: str, vector_store_ids: Sequence[str], queries: Sequence[str], options: SearchOptions
+) -> list[SearchResult]:
     scopes = [StoreScope(project_id, vector_store_id) for vector_store_id in vector_store_ids]
     is_indexed = await asyncio.gather(*[_check_store(services, scope) for scope in scopes])
     if not any(is_indexed) or not queries:

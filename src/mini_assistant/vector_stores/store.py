@@ -29,6 +29,7 @@ from mini_assistant.vector_stores.schema import (
     VectorStoreFile,
     VectorStoreFileError,
 )
+from mini_assistant.webhooks.store import batch_event_query
 
 SECONDS_PER_DAY = 86_400
 STORE_GUARD = "vector_store"
@@ -317,6 +318,11 @@ _count_ended_in_batch = {
     )
     for status in STATUSES[1:]
 }
+_tell_of_batch_of_file = batch_event_query(
+    "completed",
+    batches.c.id == sa.select(_f.batch_id).where(_f.seq == sa.bindparam("file_seq")).scalar_subquery(),
+    batches.c.files_in_progress == 0,
+)
 
 
 def file_not_in_store(file_id: str, vector_store_id: str) -> NotFound:
@@ -403,6 +409,7 @@ def end_file(
         ),
         _count_ended_in_store[status](object_id=record.vector_store_id, more_bytes=usage_bytes),
         _count_ended_in_batch[status](file_seq=record.seq),
+        _tell_of_batch_of_file(file_seq=record.seq, now_seconds=now),
     ]
 
 
@@ -440,6 +447,7 @@ class _Detaching:
                 )
             ),
             leave_batches(*chosen),
+            tell_of_left_batches(*chosen),
         ]
         self._delete = Query(sa.delete(vector_store_files).where(*chosen).returning(_f.seq))
 
@@ -465,6 +473,12 @@ def leave_batches(*chosen: sa.ColumnElement[bool]) -> Query:
         .where(batches.c.id.in_(sa.select(_f.batch_id).where(*chosen, _f.status == "in_progress")))
         .values(files_in_progress=batches.c.files_in_progress - leaving, files_cancelled=batches.c.files_cancelled + leaving)
     )
+
+
+def tell_of_left_batches(*chosen: sa.ColumnElement[bool]) -> Query:
+    """Tells webhooks of batches that end because a file has left them; it takes `now_seconds`, too, and comes after `leave_batches`."""
+    left = batches.c.id.in_(sa.select(_f.batch_id).where(*chosen, _f.status == "in_progress"))
+    return batch_event_query("completed", left, batches.c.files_in_progress == 0)
 
 
 _detach_from_store = _Detaching(*_in_store, _f.id == sa.bindparam("file_id"))

@@ -4,7 +4,7 @@ import re
 import sqlite3
 from pathlib import Path
 
-HEAD = "0005"
+HEAD = "0006"
 _REVISION = re.compile(r"\d{4}")
 
 
@@ -19,6 +19,12 @@ def migrate(connection: sqlite3.Connection, url: str) -> None:
     """
     if _revision(connection) != HEAD:
         _upgrade(url)
+
+
+def require_head(connection: sqlite3.Connection) -> None:
+    """Raise MigrationFailed when the database has another revision than `HEAD`."""
+    if (revision := _revision(connection)) != HEAD:
+        raise MigrationFailed(f"a server of another version uses it ({revision}, not {HEAD})")
 
 
 def migrate_postgres(url: str) -> None:

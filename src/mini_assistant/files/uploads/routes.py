@@ -13,6 +13,7 @@ from mini_assistant.files.uploads.store import PartRecord
 from mini_assistant.http.multipart import MultipartForm
 from mini_assistant.http.routing import Request, Route
 from mini_assistant.ids import new_hex_id
+from mini_assistant.projects import quotas
 from mini_assistant.services import Services
 
 
@@ -49,6 +50,7 @@ async def add_upload_part(request: Request[MultipartForm, None]) -> str:
     await _require_pending(services, request.project_id, upload_id)
     if form.is_certainly_above(settings.upload_part_bytes_max):
         raise commands.too_large(settings.upload_part_bytes_max)
+    await quotas.check_storage_left(services, request.project_id, form.is_certainly_above)
     await form.find_file()
     async with commands.new_blob(services, commands.blob_of(services, form.file_pieces(), settings.upload_part_bytes_max)) as blob:
         await form.read_fields(AddUploadPart)
@@ -64,7 +66,7 @@ async def add_upload_part(request: Request[MultipartForm, None]) -> str:
             now=services.now(),
         )
         try:
-            await services.db.write([*inserts, file_store.claim_blob(blob.key)])
+            await quotas.write_stored(services, request.project_id, [*inserts, file_store.claim_blob(blob.key)])
         except GuardFailed as exc:
             if exc.guard == "room":
                 raise InvalidRequest(f"The parts of an upload can be {settings.upload_bytes_max} bytes in total.", param="data") from exc
@@ -85,12 +87,14 @@ async def complete_upload(request: Request[CompleteUpload, None]) -> str:
             file = commands.new_file(blob, upload.filename, upload.purpose, upload.created_at, record.expires_after)
             upload.status, upload.file = "completed", file.file
             answer = msgspec.json.encode(upload).decode()
-            await services.db.write(
+            await quotas.write_stored(
+                services,
+                request.project_id,
                 [
                     *store.end_upload(request.project_id, upload_id, "completed", services.now()),
                     *file_store.insert_file(request.project_id, file),
                     *request.remember(answer),
-                ]
+                ],
             )
     except (GuardFailed, BlobMissing):
         # Somebody else has ended the upload while its parts were put together.

@@ -55,7 +55,8 @@ class Ladder:
     async def stream(self, model: ServedModel, request: ChatRequest) -> AsyncGenerator[list[ChatDelta], None]:
         """As `ChatProvider.stream`, with tools for any model. Raises ModelError, too, when a demanded call came on no rung."""
         request = msgspec.structs.replace(request, model=model.name)
-        asking = Asking(model.provider, self._learned.of(model.provider_name, model.name, model.configured), self._characters_max)
+        capabilities = self._learned.of(request.owner, model.provider_name, model.name, model.configured)
+        asking = Asking(model.provider, capabilities, self._characters_max)
         learned: dict[str, Any] = {}
         while True:
             form = form_of(request, asking.capabilities)
@@ -65,7 +66,7 @@ class Ladder:
                 async with contextlib.aclosing(_answer(asking, request, asked, form)) as answer:
                     async for deltas in answer:
                         if learned and not has_begun:
-                            self._learned.remember(model.provider_name, model.name, learned)
+                            self._learned.remember(request.owner, model.provider_name, model.name, learned)
                             log.info("The model %r of '%s' is asked with %s from now on.", model.name, model.provider_name, learned)
                         has_begun = True
                         yield deltas

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 
+from mini_assistant.metrics import INDEX_CACHE_BYTES
 from mini_assistant.vector_stores.indexes.base import StoreScope
 from mini_assistant.vector_stores.indexes.snapshot import Snapshot
 
@@ -27,18 +28,22 @@ class SnapshotCache:
         if snapshot.size_bytes > self._bytes_max:
             return
         self._snapshots[scope] = snapshot
-        self.size_bytes += snapshot.size_bytes
+        self._grow(snapshot.size_bytes)
         while self.size_bytes > self._bytes_max:
             _, dropped = self._snapshots.popitem(last=False)
-            self.size_bytes -= dropped.size_bytes
+            self._grow(-dropped.size_bytes)
 
     def drop(self, scope: StoreScope) -> None:
         """Forget a store; nothing happens when it is not known."""
         dropped = self._snapshots.pop(scope, None)
         if dropped is not None:
-            self.size_bytes -= dropped.size_bytes
+            self._grow(-dropped.size_bytes)
 
     def clear(self) -> None:
         """Forget everything."""
         self._snapshots.clear()
-        self.size_bytes = 0
+        self._grow(-self.size_bytes)
+
+    def _grow(self, size_bytes: int) -> None:
+        self.size_bytes += size_bytes
+        INDEX_CACHE_BYTES.inc(size_bytes)  # the process may have several caches
