@@ -43,6 +43,7 @@ ALLOWED: Mapping[str, Sequence[str]] = {
         "files.uploads.store._delete_overdue_parts",
         "files.uploads.store._doom_overdue_parts",
         "files.uploads.store._expire",
+        "http.idempotency._delete_of_deleted*",
         "http.idempotency._delete_old",
         "pagination.forget_deleted_cursors",
         "projects.audit._delete_old",

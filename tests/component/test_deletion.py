@@ -50,9 +50,7 @@ def settings(request: pytest.FixtureRequest, settings: Settings) -> Settings:
     if request.param == "postgresql":
         url = request.getfixturevalue("postgres_url")
         apply_schema(url)
-    return dataclasses.replace(
-        settings, database_url=url, sweep_interval_seconds=0.1, idempotency_ttl_seconds=1, deleted_cursor_ttl_seconds=1
-    )
+    return dataclasses.replace(settings, database_url=url, sweep_interval_seconds=0.1, deleted_cursor_ttl_seconds=1)
 
 
 def engine_of(settings: Settings) -> sa.Engine:
@@ -157,8 +155,8 @@ async def test_nothing_is_left_in_the_database_or_in_the_blobs(settings: Setting
             *("files.body", "files.filename", "passages.text", "vector_stores.body", "vector_store_file_attributes.key"),
         }
         await said.delete()
-        # What an Idempotency-Key would be answered with stays until `idempotency_ttl_seconds`, and on PostgreSQL the events that
-        # processes have told each other until `event_retention_seconds`.
+        # What an Idempotency-Key would be answered with stays until the next sweep, and on PostgreSQL the events that processes have
+        # told each other until `event_retention_seconds`.
         left = await asyncio.to_thread(places_of, settings, WORD)
         assert left <= {"idempotency_keys.body", "shared_events.data"}
         await until(lambda: places_of(settings, WORD) <= {"shared_events.data"})

@@ -148,7 +148,12 @@ idempotency_keys = sa.Table(
     sa.Column("run_id", sa.Text),
     sa.Column("after_seq", sa.BigInteger),
     sa.Column("created_at", sa.BigInteger, nullable=False),
+    # The object that the answer shows, and its thread: a deleted one's answer goes soon, too.
+    sa.Column("object_id", sa.Text),
+    sa.Column("thread_id", sa.Text),
     sa.Index("idempotency_keys_by_age", "created_at"),
+    sa.Index("idempotency_keys_of_object", "object_id"),
+    sa.Index("idempotency_keys_of_thread", "thread_id"),
 )
 
 

@@ -7,10 +7,11 @@ import hashlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
 import sqlalchemy as sa
 
 from mini_assistant.db.base import Bound, Database, Query
-from mini_assistant.db.tables import idempotency_keys
+from mini_assistant.db.tables import deleted_cursors, idempotency_keys
 from mini_assistant.errors import InvalidRequest
 
 KEY_CHARACTERS_MAX = 255
@@ -23,6 +24,18 @@ _find = Query(
 )
 _insert = Query.insert_into(_table)
 _delete_old = Query(sa.delete(_table).where(_table.c.created_at < sa.bindparam("before")))
+_deleted_since = sa.select(deleted_cursors.c.id).where(deleted_cursors.c.deleted_at >= sa.bindparam("since"))
+_delete_of_deleted = [Query(sa.delete(_table).where(column.in_(_deleted_since))) for column in (_table.c.object_id, _table.c.thread_id)]
+
+
+class _Shown(msgspec.Struct):
+    """What an answer is about, as far as it says so."""
+
+    id: str | None = None
+    thread_id: str | None = None
+
+
+_decode_shown = msgspec.json.Decoder(_Shown).decode
 
 
 class KeptAnswer(NamedTuple):
@@ -54,6 +67,7 @@ class IdempotentCall:
 
     def statement(self, now: int, answer: str, run_id: str | None, after_seq: int | None) -> Bound:
         """Keeps the answer; breaks a unique index when another request with the key was faster."""
+        shown = _decode_shown(answer)
         return _insert(
             project_id=self.project_id,
             key=self.key,
@@ -62,6 +76,8 @@ class IdempotentCall:
             run_id=run_id,
             after_seq=after_seq,
             created_at=now,
+            object_id=shown.id,
+            thread_id=shown.thread_id,
         )
 
     async def kept_answer_or_none(self, db: Database) -> KeptAnswer | None:
@@ -82,3 +98,8 @@ class IdempotentCall:
 def delete_kept_answers(before: int) -> Bound:
     """Forgets answers older than a unix time."""
     return _delete_old(before=before)
+
+
+def delete_answers_of_deleted(since: int) -> list[Bound]:
+    """Forgets answers that show an object, or one of a thread, that was deleted at a unix time or later. Files have no such answers."""
+    return [query(since=since) for query in _delete_of_deleted]

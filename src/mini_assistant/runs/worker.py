@@ -13,7 +13,7 @@ from typing import Any
 from mini_assistant import logs
 from mini_assistant.errors import ModelError, StoreUnavailable
 from mini_assistant.files.sweep import sweep_files
-from mini_assistant.http.idempotency import delete_kept_answers
+from mini_assistant.http.idempotency import delete_answers_of_deleted, delete_kept_answers
 from mini_assistant.ids import new_id
 from mini_assistant.metrics import RUNS_ENDED, RUNS_EXECUTING
 from mini_assistant.pagination import forget_deleted_cursors
@@ -40,6 +40,8 @@ _CANDIDATES_MAX = 32
 _CANDIDATE_SECONDS = 0.1
 # What else is looked after regularly, beside the runs themselves.
 _SWEEPS = (sweep_files, sweep_vector_stores, sweep_usage, delete_old_audit)
+# What is deleted now may be seen so much later.
+_LATE_SECONDS = 60
 _SOMETHING_WRONG = LastError("server_error", "Sorry, something went wrong.")
 
 
@@ -58,6 +60,7 @@ class Worker:
         own_limits = {name: project.runs_max for name, project in settings.projects.items() if project.runs_max is not None}
         self._order = FairOrder(settings.project_runs_max, provider_limits, own_limits)
         self._retention = Retention(services)
+        self._looked_for_deleted_at = 0
         # Whether runs may wait that this process has heard of, and the next of them as they were read a moment ago.
         self._has_waiting = False
         self._candidates: deque[str] = deque()
@@ -312,9 +315,11 @@ class Worker:
         services.events.prune()
         now, settings = services.now(), services.settings
         await leases.delete_old_events(services)
+        since, self._looked_for_deleted_at = self._looked_for_deleted_at, now - _LATE_SECONDS
         await services.db.write(
             [
                 delete_kept_answers(now - settings.idempotency_ttl_seconds),
+                *delete_answers_of_deleted(since),
                 forget_deleted_cursors(before=now - settings.deleted_cursor_ttl_seconds),
             ]
         )

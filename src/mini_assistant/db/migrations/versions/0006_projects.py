@@ -11,6 +11,10 @@ _NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 def upgrade() -> None:
     op.add_column("runs", sa.Column("traceparent", sa.Text(), nullable=True))
+    op.add_column("idempotency_keys", sa.Column("object_id", sa.Text(), nullable=True))
+    op.add_column("idempotency_keys", sa.Column("thread_id", sa.Text(), nullable=True))
+    op.create_index("idempotency_keys_of_object", "idempotency_keys", ["object_id"], unique=False)
+    op.create_index("idempotency_keys_of_thread", "idempotency_keys", ["thread_id"], unique=False)
     op.create_index("files_by_size", "files", ["project_id", "size_bytes"], unique=False)
     _create_keys_and_limits()
     _create_usage()
