@@ -62,7 +62,7 @@ async def _upload(address: str, size_bytes: int) -> Any:
     try:
         length = len(head) + size_bytes + len(tail)
         writer.write(
-            b"POST /v1/files HTTP/1.1\r\nhost: bench\r\nconnection: close\r\ncontent-length: %d\r\n"
+            b"POST /v1/files HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: %d\r\n"
             b"content-type: multipart/form-data; boundary=%b\r\n\r\n%b" % (length, _BOUNDARY.encode(), head)
         )
         for _ in range(size_bytes // len(_PIECE)):
@@ -90,7 +90,7 @@ async def _download(address: str, file_id: str) -> int:
     url = urlsplit(address)
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
     try:
-        writer.write(f"GET /v1/files/{file_id}/content HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n".encode())
+        writer.write(f"GET /v1/files/{file_id}/content HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
         head = await reader.readuntil(b"\r\n\r\n")
         if not head.startswith(b"HTTP/1.1 200"):
             raise RuntimeError(f"unexpected answer: {head!r}")

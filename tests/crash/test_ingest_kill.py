@@ -131,15 +131,11 @@ async def test_a_starting_worker_deletes_copies_of_dead_processes_and_leaves_tho
     settings = Settings(data_dir=tmp_path, database_url=cluster.environment["MINI_ASSISTANT_DATABASE_URL"], sandbox="none")
     async with asyncio.timeout(120), open_services(settings, ()) as services, cluster.with_processes(servers=0, workers=0):
         living = await cluster.add_worker()
-        waiting = await attach_one(services, content_of(1))
-        of_living = await until_copies(tmp_path, set())
-        living.freeze()
+        waiting, of_living = await frozen_with_copies(services, tmp_path, living, set(), first=0)
         dead = await cluster.add_worker()
-        waiting |= await attach_one(services, content_of(2))
-        await until_copies(tmp_path, of_living)
+        more, of_dead = await frozen_with_copies(services, tmp_path, dead, of_living, first=100)
+        waiting |= more
         await cluster.kill(dead)
-        of_dead = copies_in(tmp_path) - of_living
-        assert of_dead
 
         await cluster.add_worker()
         while of_dead & copies_in(tmp_path):  # noqa: ASYNC110 - other processes delete them
@@ -149,6 +145,20 @@ async def test_a_starting_worker_deletes_copies_of_dead_processes_and_leaves_tho
         while copies_in(tmp_path) or not await are_completed(services, waiting):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         await check(services, waiting)
+
+
+async def frozen_with_copies(
+    services: Services, data_dir: Path, worker: ServerProcess, known: set[Path], *, first: int
+) -> tuple[dict[str, dict[int, str]], set[Path]]:
+    """Give a worker files until it stands still in the middle of one; returns what was attached, and its copies beside the known ones."""
+    waiting: dict[str, dict[int, str]] = {}
+    while True:
+        waiting |= await attach_one(services, content_of(first + len(waiting)))
+        await until_copies(data_dir, known)
+        worker.freeze()
+        if copies := copies_in(data_dir) - known:
+            return waiting, copies
+        worker.thaw()  # it had just ended with the file
 
 
 async def attach_one(services: Services, text: str) -> dict[str, dict[int, str]]:

@@ -16,8 +16,10 @@ _REF = "#/components/schemas/{name}"
 _ERRORS = {
     "400": "The request is wrong, or does not fit the state of the object",
     "401": "The key is missing or wrong",
+    "403": "The key may not do this, or the server answers only calls from its own machine",
     "404": "The object does not exist",
     "413": "The body is too large",
+    "429": "The project has used up what it may",
 }
 
 
