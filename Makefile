@@ -25,10 +25,11 @@ endif
 ifneq ($(SANDBOX),no)
 SETUP += $(VENV)/.sandbox
 endif
+TESTED := $(VENV)/.test $(VENV)/.openai-1x $(VENV)/.jupyter $(VENV)/.frameworks $(NODE_STAMP)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # every recipe installs into the one .venv
-.PHONY: help setup setup-wasm setup-scale-out setup-otel serve test test-all test-again bench check sbom format docs lock clean
+.PHONY: help setup setup-wasm setup-scale-out setup-otel serve test test-all test-again browser bench check sbom format docs dist lock clean
 
 ##@ Run
 setup: $(SETUP) ## make .venv and install the server, the built-in model and the sandbox (BUILTIN_MODEL=no, SANDBOX=no: without)
@@ -43,14 +44,18 @@ serve: setup ## start the server on http://127.0.0.1:8000; ARGS="--port 9000" fo
 	@exec $(PY) -m mini_assistant serve $(ARGS)
 
 ##@ Test
-test: setup $(VENV)/.test $(VENV)/.openai-1x $(VENV)/.jupyter $(NODE_STAMP) ## run every test that takes seconds; ARGS="-k name" for pytest's flags
+test: setup $(TESTED) browser ## run every test that takes seconds; ARGS="-k name" for pytest's flags
 	$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadgroup -m "not heavy" $(ARGS)
 
-test-all: setup setup-wasm $(VENV)/.test $(VENV)/.openai-1x $(VENV)/.jupyter $(NODE_STAMP) ## run the tests that take minutes too
+test-all: setup setup-wasm $(TESTED) browser ## run the tests that take minutes too
 	$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadgroup $(ARGS)
 
 test-again: ## run the tests that failed last time, one after the other
 	$(PY) -m pytest --last-failed --last-failed-no-failures none $(ARGS)
+
+# The browser comes from Debian, not from a package of Python: it is not installed here.
+browser:
+	@command -v chromium >/dev/null || echo "make: chromium is not here; the tests of the playground are skipped (Debian: apt-get install chromium)"
 
 bench: setup $(VENV)/.test ## measure this checkout against bare servers; ARGS for its flags
 	$(PY) -m bench $(ARGS)
@@ -71,11 +76,18 @@ format: $(VENV)/.check ## format the code and mend what the linter can mend
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-docs: $(VENV)/.runtime ## write the pages of docs/ that are made from the code
+docs: $(VENV)/.runtime $(VENV)/.docs ## write the pages of docs/ that are made from the code, and the site into build/site
 	$(PY) -c 'from mini_assistant.settings import settings_page; print(settings_page(), end="")' > $(VENV)/page
 	mv $(VENV)/page docs/settings.md
 	$(PY) -c '$(COVERAGE_PAGE)' > $(VENV)/page
 	mv $(VENV)/page docs/api-coverage.md
+	NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --strict --site-dir build/site
+
+# The wheel is made from the sdist, in a folder of its own: nothing of an earlier build can get into it.
+dist: $(VENV)/.runtime ## write dist/: an sdist, and a wheel for pip install
+	@rm -rf dist
+	$(PY) -c 'from setuptools.build_meta import build_sdist; build_sdist("dist")' >$(VENV)/dist.log
+	$(PIP) wheel --no-build-isolation --no-deps --no-index --wheel-dir dist dist/*.tar.gz
 
 lock: $(VENV)/.lock-tools ## write requirements/*.lock from *.in and pyproject.toml; ARGS=--upgrade for newer versions
 	$(LOCK) pyproject.toml --output-file requirements/runtime.lock
@@ -88,8 +100,11 @@ lock: $(VENV)/.lock-tools ## write requirements/*.lock from *.in and pyproject.t
 	$(LOCK) requirements/openai-1x.in --output-file requirements/openai-1x.lock --no-deps
 	$(LOCK) requirements/check.in --output-file requirements/check.lock
 	$(LOCK) requirements/jupyter.in --output-file requirements/jupyter.lock
+	$(LOCK) requirements/frameworks.in --output-file requirements/frameworks.lock
 	$(LOCK) $(SANDBOXES)/process.in --output-file $(SANDBOXES)/process.lock
 	$(LOCK) $(SANDBOXES)/wasm.in --output-file $(SANDBOXES)/wasm.lock
+	$(LOCK) requirements/frameworks.in --output-file requirements/frameworks.lock
+	$(LOCK) requirements/docs.in --output-file requirements/docs.lock
 	$(LOCK) requirements/lock-tools.in --output-file requirements/lock-tools.lock
 
 clean: ## remove .venv and everything else that was installed or cached; data stays
@@ -99,7 +114,7 @@ clean: ## remove .venv and everything else that was installed or cached; data st
 help:
 	@awk 'BEGIN { FS = ":.*## " } \
 	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	  /^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 
 COVERAGE_PAGE := from mini_assistant.app import all_routes; \
@@ -167,6 +182,18 @@ $(VENV)/.sandbox: $(SANDBOXES)/process.lock $(VENV)/.runtime
 
 $(VENV)/.sandbox-wasm: $(SANDBOXES)/wasm.lock $(VENV)/.runtime
 	@$(PY) -m mini_assistant sandbox prepare wasm
+	@touch $@
+
+$(VENV)/.frameworks: requirements/frameworks.lock $(PY)
+	@echo "make: installing frameworks with clients of the Assistants API for the tests"
+	@rm -rf $(VENV)/frameworks && $(PY) -m venv $(VENV)/frameworks
+	@$(VENV)/frameworks/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/frameworks.lock
+	@touch $@
+
+$(VENV)/.docs: requirements/docs.lock $(PY)
+	@echo "make: installing what makes the site"
+	@rm -rf $(VENV)/docs && $(PY) -m venv $(VENV)/docs
+	@$(VENV)/docs/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/docs.lock
 	@touch $@
 
 $(VENV)/.check: requirements/check.lock $(VENV)/.scale-out $(VENV)/.otel

@@ -84,7 +84,8 @@ MAY_IMPORT = {
     "routes": {"foundation", "seam", "schema", "rows", "pure", "store", "command", "http"},
     "backend": {"foundation", "settings", "seam", "rows", "backend"},
     "app": {"foundation", "settings", "seam", "schema", "rows", "pure", "store", "command", "http", "routes", "backend"},
-    "main": {"foundation", "settings", "app"},
+    "main": {"foundation", "settings", "app", "main", "terminal"},
+    "terminal": {"foundation", "schema", "terminal"},
     "guest": set[str](),  # runs inside a sandbox, where this package is not installed
 }
 
@@ -121,6 +122,8 @@ def role_of(path: str) -> str:
         return "pure"
     if path in ROLES:
         return ROLES[path]
+    if folder in ("command_line", "terminal"):
+        return "main" if folder == "command_line" else "terminal"
     if name == "base.py":
         return "seam"
     if path == "db/tables.py" or folder.startswith("db/migrations"):
@@ -178,9 +181,9 @@ def concrete_backends_are_named_in_app_only(module: Module) -> Iterator[str]:
             yield f"{module.path} names the backend {imported}"
 
 
-def app_is_imported_by_main_only(module: Module) -> Iterator[str]:
+def app_is_imported_by_commands_only(module: Module) -> Iterator[str]:
     if {"app.py", "cluster.py", "administration.py"} & imported_modules(module) and module.path not in (
-        "__main__.py",
+        "command_line/server_commands.py",
         "app.py",
         "administration.py",
     ):
@@ -200,9 +203,14 @@ BROAD_EXCEPT_ALLOWED = {
 IMPORT_INSIDE_ALLOWED = {
     ("db/migrations/__init__.py", "_upgrade"): "Alembic is slow to import, and most starts have nothing to migrate",
     ("tracing.py", "open_traces"): "few servers send traces, and what sends them is slow to import or not installed",
+    ("__main__.py", "_server_commands"): "clients and help need nothing of the server, which is slow to import",
     ("app.py", "load_cluster"): "the embedded server needs none of it, and may not have it",
 }
 PRINT_ALLOWED = {"__main__.py"}
+ENVIRONMENT_ALLOWED = {
+    "settings.py": "every setting of the server",
+    "command_line/client_commands.py": "a client has no settings: its key, and what is known of the terminal",
+}
 
 
 def dotted(node: ast.expr) -> str:
@@ -212,9 +220,12 @@ def dotted(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def environment_is_read_in_settings_only(module: Module) -> Iterator[str]:
-    if module.path == "settings.py":
-        return
+def environment_is_read_in_named_places_only(module: Module) -> Iterator[str]:
+    if module.path not in ENVIRONMENT_ALLOWED:
+        yield from reads_of_the_environment(module)
+
+
+def reads_of_the_environment(module: Module) -> Iterator[str]:
     for node in ast.walk(module.tree):
         is_attribute = isinstance(node, ast.Attribute) and dotted(node) in ("os.environ", "os.environb", "os.getenv", "os.getenvb")
         is_import = isinstance(node, ast.ImportFrom) and node.module == "os" and {"environ", "getenv"} & {a.name for a in node.names}
@@ -373,16 +384,19 @@ REFUSED: dict[Gate, list[tuple[str, str]]] = {
         ("vector_stores/ingest.py", "from mini_assistant.vector_stores.indexes.segments import SegmentIndex\n"),
         ("files/store.py", "from mini_assistant.files.blobs.disk import DiskBlobStore\n"),
         ("errors.py", "from mini_assistant.settings import Settings\n"),
+        ("terminal/chat.py", "from mini_assistant.runs import store\n"),
+        ("terminal/client.py", "from mini_assistant.settings import Settings\n"),
     ],
     concrete_backends_are_named_in_app_only: [
         ("runs/worker.py", "from mini_assistant.db.sqlite import SqliteDatabase\n"),
         ("http/api.py", "def f():\n    from mini_assistant.models import openai_compatible\n"),
     ],
-    app_is_imported_by_main_only: [
+    app_is_imported_by_commands_only: [
         ("http/api.py", "from mini_assistant.app import serve\n"),
         ("runs/loop.py", "import mini_assistant.app\n"),
+        ("__main__.py", "from mini_assistant import app\n"),
     ],
-    environment_is_read_in_settings_only: [
+    environment_is_read_in_named_places_only: [
         ("app.py", "import os\nx = os.environ['HOME']\n"),
         ("app.py", "import os\nx = os.getenv('HOME')\n"),
         ("app.py", "from os import environ\n"),
@@ -501,6 +515,7 @@ def test_every_exception_is_still_needed() -> None:
     assert set(IMPORTS_AGAINST_THE_RULE) <= against_layers
     assert set(BROAD_EXCEPT_ALLOWED) <= broad
     assert set(IMPORT_INSIDE_ALLOWED) <= inside
+    assert {path for path in ENVIRONMENT_ALLOWED if not any(any(reads_of_the_environment(m)) for m in modules() if m.path == path)} == set()
     assert {
         path for path in PRINT_ALLOWED if not any(list(nothing_is_printed(Module("x.py", m.source))) for m in modules() if m.path == path)
     } == set()

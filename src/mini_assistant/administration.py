@@ -195,14 +195,15 @@ async def transfer_database(settings: Settings, source: str, announce: Callable[
         raise ConfigError("--to (or database_url) must name a PostgreSQL, as in postgresql://user:password@host/name.")
     if not settings.blobs_url and file.parent.resolve() != settings.data_dir.resolve():
         raise ConfigError(f"Without blobs_url the files stay in {file.parent}: set --data-dir to it, for all servers and workers.")
+    cluster = load_cluster()
     embedded = SqliteDatabase(file)
-    await embedded.open()  # nobody else may write, and it has the shape of this version
-    blobs = DiskBlobStore(file.parent / BLOBS_FOLDER)
-    try:
-        await load_cluster().transfer(settings, file, blobs, announce)
-    finally:
-        await blobs.close()
-        await embedded.close()
+    async with contextlib.AsyncExitStack() as stack:
+        await embedded.open()  # nobody else may write, and it has the shape of this version
+        stack.push_async_callback(embedded.close)
+        blobs = DiskBlobStore(file.parent / BLOBS_FOLDER)
+        stack.push_async_callback(blobs.close)
+        target_blobs = await stack.enter_async_context(_open_blobs(settings)) if settings.blobs_url else None
+        await cluster.transfer(settings, file, blobs, target_blobs, announce)
 
 
 def _embedded_file(source: str) -> Path:

@@ -9,7 +9,8 @@ import logging
 import signal
 import socket
 import types
-from collections.abc import AsyncGenerator, Callable, Collection, Generator
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -27,6 +28,7 @@ from mini_assistant.http.api import Api
 from mini_assistant.http.connection import HttpConnection
 from mini_assistant.http.metrics_page import metrics_routes
 from mini_assistant.http.openapi import openapi_route
+from mini_assistant.http.playground import playground_routes
 from mini_assistant.http.routing import Route
 from mini_assistant.metrics import watch_event_loop
 from mini_assistant.models.base import ChatProvider
@@ -72,11 +74,15 @@ from mini_assistant.vector_stores.parsers.process import ParserProcesses
 from mini_assistant.webhooks import routes as webhook_routes
 from mini_assistant.webhooks.worker import Deliverer
 
+if TYPE_CHECKING:
+    from mini_assistant.files.blobs.s3 import S3BlobStore
+
 log = logging.getLogger("mini_assistant")
 
 DATABASE_FILE = "mini-assistant.sqlite3"
 BLOBS_FOLDER = "blobs"
 EMBEDDING_MODELS_FOLDER = "embedding-models"
+_S3_MODULE = "mini_assistant.files.blobs.s3"
 
 
 def all_routes(*, metrics_public: bool = False) -> list[Route]:
@@ -115,19 +121,36 @@ async def _open_embedded(settings: Settings, stack: contextlib.AsyncExitStack) -
 
 def load_cluster() -> types.ModuleType:
     """The module of the backends for many processes; see there. Raises ConfigError when its packages are not installed."""
-    missing = [name for name in ("asyncpg", "procrastinate", "psycopg", "obstore") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"PostgreSQL and S3 need further packages ({', '.join(missing)}): make setup-scale-out installs them.")
+    _check_installed("database_url", "postgres", ("asyncpg", "procrastinate", "psycopg"))
     from mini_assistant import cluster  # here, because the embedded server needs none of it, and may not have it
 
     return cluster
 
 
+def _check_installed(setting: str, extra: str, packages: Sequence[str]) -> None:
+    """Raise ConfigError when packages that a setting asks for are not here. extra: of this package, which brings them."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"'{setting}' needs packages that are not installed ({', '.join(missing)}): run `pip install \"mini-assistant[{extra}]\"`, "
+            "or `make setup-scale-out` in a checkout."
+        )
+
+
 def build_blobs(settings: Settings) -> BlobStore:
-    """Where the settings keep the bytes of files. Raises ConfigError for an address that is none."""
+    """Where the settings keep the bytes of files. Raises ConfigError for an address that is none, and when S3's client is not installed."""
     if not settings.blobs_url:
         return DiskBlobStore(settings.data_dir / BLOBS_FOLDER)
-    return load_cluster().build_blobs(settings)
+    _check_installed("blobs_url", "s3", ("obstore",))
+    # By name, because few servers need it, and those that do not may not have its package.
+    store: type[S3BlobStore] = importlib.import_module(_S3_MODULE).S3BlobStore
+    return store(
+        settings.blobs_url,
+        endpoint_url=settings.s3_endpoint_url,
+        region=settings.s3_region,
+        access_key_id=settings.s3_access_key_id,
+        secret_access_key=settings.s3_secret_access_key,
+    )
 
 
 def worker_kinds(named: str) -> Collection[TaskKind]:
@@ -301,10 +324,8 @@ async def running_server(settings: Settings) -> AsyncGenerator[str]:
     with contextlib.closing(_listener(settings)) as listener:
         async with open_services(settings, kinds) as services:
             await _check_keys(services)
-            async with (
-                _working(services, kinds) as worker,
-                _answering(services, listener, all_routes(metrics_public=settings.metrics_public)) as address,
-            ):
+            routes = all_routes(metrics_public=settings.metrics_public) + (playground_routes() if settings.playground else [])
+            async with _working(services, kinds) as worker, _answering(services, listener, routes) as address:
                 try:
                     yield address
                 finally:
@@ -438,6 +459,8 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         gc.collect()
         gc.freeze()
         announce(f"mini-assistant is ready at {address}/v1")
+        if settings.playground:
+            announce(f"playground: {address}/playground/")
         await stopping.wait()
 
 

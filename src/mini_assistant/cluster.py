@@ -1,4 +1,4 @@
-"""The backends of many processes around one PostgreSQL: rows, tasks, events and vectors in it, and the bytes of files in S3.
+"""The backends of many processes around one PostgreSQL: rows, tasks, events and vectors are in it.
 
 Beside app.py, which loads this file only when the settings ask for it, the only one that names concrete backends.
 """
@@ -17,7 +17,6 @@ from mini_assistant.db.transfer import blob_keys, transfer_rows
 from mini_assistant.errors import BackendError, StoreUnavailable
 from mini_assistant.events.postgres import PostgresEventBus
 from mini_assistant.files.blobs.base import BlobStore
-from mini_assistant.files.blobs.s3 import S3BlobStore
 from mini_assistant.queue.base import TaskKind
 from mini_assistant.queue.procrastinate import ProcrastinateQueue
 from mini_assistant.queue.procrastinate_schema import apply_schema
@@ -87,17 +86,6 @@ async def _maintain(maintain: Callable[[], Awaitable[None]], pause_seconds: floa
             log.error("%s The index will be looked after later.", exc.message)
 
 
-def build_blobs(settings: Settings) -> BlobStore:
-    """The bucket of `blobs_url`. Raises ConfigError for an address that is none."""
-    return S3BlobStore(
-        settings.blobs_url,
-        endpoint_url=settings.s3_endpoint_url,
-        region=settings.s3_region,
-        access_key_id=settings.s3_access_key_id,
-        secret_access_key=settings.s3_secret_access_key,
-    )
-
-
 def migrate_database(settings: Settings) -> str:
     """Bring the PostgreSQL of the settings to `HEAD`; returns a line about it. Raises StoreUnavailable."""
     try:
@@ -108,23 +96,21 @@ def migrate_database(settings: Settings) -> str:
     return f"The database is at revision {HEAD}."
 
 
-async def transfer(settings: Settings, source: Path, source_blobs: BlobStore, tell: Callable[[str], None]) -> None:
-    """Move all rows of an embedded database, and all bytes of its files, to the database and the blob store of the settings.
+async def transfer(
+    settings: Settings, source: Path, source_blobs: BlobStore, target_blobs: BlobStore | None, tell: Callable[[str], None]
+) -> None:
+    """Move all rows of an embedded database to the database of the settings, and all bytes of its files to another blob store.
 
-    source: the SQLite file, which no server uses. tell: told of the progress, a line at a time. Raises ConfigError when the target has
-    rows already, and StoreUnavailable; rows are written last, so what is told of is there whole, or can be done again.
+    source: the SQLite file, which no server uses. target_blobs: None when the bytes stay where they are. tell: told of the progress, a line
+    at a time. Raises ConfigError when the target has rows already, and StoreUnavailable; rows are written last, so what is told of is there
+    whole, or can be done again.
     """
     tell(migrate_database(settings))
-    target = build_blobs(settings) if settings.blobs_url else source_blobs
-    try:
-        keys = await asyncio.to_thread(blob_keys, source)
-        if target is not source_blobs:
-            for key in keys:
-                await target.write(key, source_blobs.read(key), bytes_max=sys.maxsize)
-            tell(f"{len(keys)} blobs copied")
-    finally:
-        if target is not source_blobs:
-            await target.close()
+    keys = await asyncio.to_thread(blob_keys, source)
+    if target_blobs is not None:
+        for key in keys:
+            await target_blobs.write(key, source_blobs.read(key), bytes_max=sys.maxsize)
+        tell(f"{len(keys)} blobs copied")
     for name, count in (await asyncio.to_thread(transfer_rows, source, settings.database_url)).items():
         tell(f"{name}: {count} rows")
 

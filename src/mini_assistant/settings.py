@@ -109,6 +109,7 @@ class Settings:
         (), "Web sites whose pages may call this server from a browser, such as https://app.example, separated by commas; `*`: all."
     )
     connections_max: int = _setting(10_000, "Open connections of clients to one process; further ones are closed at once.", minimum=1)
+    playground: bool = _setting(True, "Show the page at `/playground/`, which calls the API with the key of whoever looks at it.")
     metrics_public: bool = _setting(False, "Answer `GET /metrics` without a key of the scope `admin`.")
     traces_url: str = _setting(
         "", "Where traces are sent, as OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; empty: none are made."

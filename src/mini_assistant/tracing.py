@@ -125,7 +125,10 @@ def open_traces(url: str, *, sample_ratio: float, tells_content: bool) -> Traces
     try:
         from mini_assistant import trace_export  # here, because it is slow to import, may be missing, and few servers send traces
     except ImportError as exc:
-        raise ConfigError("traces_url needs further packages: make setup-otel installs them (the extra `otel`).") from exc
+        raise ConfigError(
+            "'traces_url' needs packages that are not installed: run `pip install \"mini-assistant[otel]\"`, "
+            "or `make setup-otel` in a checkout."
+        ) from exc
     provider = trace_export.exporting_provider(url, sample_ratio)
     return Traces(provider.get_tracer("mini_assistant"), tells_content=tells_content, close=provider.shutdown)
 

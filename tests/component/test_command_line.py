@@ -1,10 +1,12 @@
 """The command line: what `check` and `serve` print, how they refuse wrong settings, and that no key ever shows."""
 
+import argparse
 import contextlib
 import importlib.util
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,12 +16,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import mini_assistant
 from mini_assistant import __version__
 from mini_assistant.__main__ import main
+from mini_assistant.command_line import client_commands, server_commands
+from mini_assistant.command_line.parser import EXAMPLES, command_parser
 from tests.server_process import scripted_model_process
 
 SERVER_KEY = "sk-server-0123456789abcdef"
@@ -76,9 +81,9 @@ class Serving:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End it by a signal and read the rest; returns the exit status."""
         self.process.send_signal(number)
-        rest, _ = self.process.communicate(timeout=TIMEOUT_SECONDS)
-        self.lines += rest.splitlines()
-        return self.process.returncode
+        assert self.process.stdout is not None
+        self.lines += self.process.stdout.read().splitlines()  # `communicate` would lose what was read ahead of the last line
+        return self.process.wait(TIMEOUT_SECONDS)
 
 
 @contextlib.contextmanager
@@ -177,8 +182,13 @@ def test_serve_prints_which_model_answers_and_where_it_is_ready(model: str) -> N
         assert call(f"{address}/health") == (200, '{"status":"ok"}')
         assert server.stop() == 0
 
-    assert server.lines == [f"Every model name is answered by {model}.", f"mini-assistant is ready at {address}"]
-    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/v1", address)
+    place = re.fullmatch(r"(http://127\.0\.0\.1:\d+)/v1", address)
+    assert place is not None
+    assert server.lines == [
+        f"Every model name is answered by {model}.",
+        f"mini-assistant is ready at {address}",
+        f"playground: {place[1]}/playground/",
+    ]
 
 
 def test_serve_says_so_when_only_the_built_in_model_is_there(capsys: pytest.CaptureFixture[str]) -> None:
@@ -361,7 +371,7 @@ def test_flags_win_over_the_environment(model: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["start"], ["serve", "--prot", "80"], ["serve", "--port", "x"], ["check", "--port", "80"], ["serve", "extra"]]
+    "arguments", [["start"], ["keys"], ["serve", "--prot", "80"], ["serve", "--port", "x"], ["check", "--port", "80"], ["serve", "extra"]]
 )
 def test_wrong_arguments_show_the_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -369,6 +379,15 @@ def test_wrong_arguments_show_the_usage(arguments: list[str], capsys: pytest.Cap
 
     assert caught.value.code == 2
     assert "usage: mini-assistant" in capsys.readouterr().err
+
+
+def test_a_line_without_a_command_shows_an_overview(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out.startswith(f"mini-assistant {__version__}: ")
+    assert EXAMPLES in printed.out
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -380,6 +399,107 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.startswith(f"mini-assistant {__version__}\n")
     assert "run the server" in printed
     assert "--data-dir" in printed
+    assert EXAMPLES in printed
+
+
+# ---- help --------------------------------------------------------------------------------------------------------------------------
+
+UNITS = {"port", "days", "files", "seconds", "bytes"}
+
+
+def subparsers(parser: argparse.ArgumentParser) -> list[Any]:
+    return [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+
+
+def every_parser(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for group in subparsers(parser):
+        for command in group.choices.values():
+            yield from every_parser(command)
+
+
+def every_option(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    return [action for action in parser._actions if not isinstance(action, argparse._SubParsersAction | argparse._HelpAction)]
+
+
+def problems_of(parser: argparse.ArgumentParser) -> list[str]:
+    """What is missing in the help of a command."""
+    found: list[str] = []
+    description = parser.description or ""
+    if not description.endswith("."):
+        found.append(f"{parser.prog} is not described in a sentence")
+    for group in subparsers(parser):
+        named = {choice.dest for choice in group._choices_actions if choice.help and not choice.help.endswith(".")}
+        found += [f"{parser.prog} {name} has no line in the list of commands" for name in group.choices.keys() - named]
+    for option in every_option(parser):
+        text = option.help or ""
+        name = f"{parser.prog} {'/'.join(option.option_strings) or option.dest}"
+        takes_value = option.nargs != 0
+        is_optional = bool(option.option_strings) or option.nargs == "?"
+        if len(text) < 5 or text[0].isupper() or text.endswith("."):
+            found.append(f"{name} has no help, or a sentence for it")
+        if takes_value and is_optional and not option.required and not re.search(r" \([^()]+(\([^()]*\))?\)$", text):
+            found.append(f"{name} does not end with its default")
+        if isinstance(option.default, int | str) and takes_value and f"({option.default})" not in text:
+            found.append(f"{name} names another default than {option.default}")
+        counts = option.type is int or isinstance(option.default, int)
+        if takes_value and counts and not UNITS & set(re.findall(r"[a-z]+", f"{option.dest} {option.metavar} {text}".lower())):
+            found.append(f"{name} is a number without a unit")
+    return found
+
+
+def test_every_command_and_option_has_help_with_its_default() -> None:
+    parsers = list(every_parser(command_parser()))
+
+    assert len(parsers) > 15
+    assert [problem for parser in parsers for problem in problems_of(parser)] == []
+
+
+def test_help_that_is_not_good_enough_is_found() -> None:
+    parser = argparse.ArgumentParser(prog="p")
+    parser.add_argument("--name", help="a name")
+    parser.add_argument("--count", type=int, default=3, help="how often (4)")
+    parser.add_argument("file")
+    parser.add_subparsers().add_parser("command")
+
+    assert problems_of(parser) == [
+        "p is not described in a sentence",
+        "p command has no line in the list of commands",
+        "p --name does not end with its default",
+        "p --count names another default than 3",
+        "p --count is a number without a unit",
+        "p file has no help, or a sentence for it",
+    ]
+
+
+def test_every_command_does_something() -> None:
+    parsers = [parser for parser in every_parser(command_parser()) if not subparsers(parser)]
+    names = [parser.get_default("command") for parser in parsers]
+
+    assert sorted(names) == sorted([*server_commands.COMMANDS, *client_commands.COMMANDS])
+    assert [parser.prog.removeprefix("mini-assistant ") for parser in parsers] == names
+
+
+def test_every_help_can_be_printed() -> None:
+    for parser in every_parser(command_parser()):
+        assert parser.format_help().startswith(f"usage: {parser.prog}")
+
+
+def test_the_examples_are_lines_that_the_parser_takes() -> None:
+    lines = [shlex.split(line.rsplit("   ", 1)[0], comments=False) for line in EXAMPLES.splitlines()]
+    assert len(lines) >= 5
+    for words in lines:
+        arguments = words[words.index("mini-assistant") + 1 :]
+        assert command_parser().parse_args(arguments).command == arguments[0]
+
+
+def test_clients_and_help_import_nothing_of_the_server() -> None:
+    code = "import sys, mini_assistant.__main__; print({'sqlalchemy', 'uvicorn', 'numpy'} & set(sys.modules))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True
+    )
+
+    assert result.stdout == "set()\n"
 
 
 # ---- secrets -----------------------------------------------------------------------------------------------------------------------

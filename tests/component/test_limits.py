@@ -180,7 +180,7 @@ async def test_a_busy_process_takes_more_at_a_time(services: Services) -> None:
     assert db.writes < 20
 
 
-@pytest.mark.parametrize("per_minute", [60, 600, 6000])
+@pytest.mark.parametrize("per_minute", [60, 600, pytest.param(6000, marks=pytest.mark.heavy)])
 async def test_processes_share_a_bucket(services: Services, clock: ManualClock, per_minute: int) -> None:
     """Three processes ask for much more than there is, for a minute: together they get the burst and what flows in, and nearly all."""
     buckets = [bucket_of(services, per_minute)[0] for _ in range(3)]

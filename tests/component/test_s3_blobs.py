@@ -70,6 +70,7 @@ def kept(server: S3Server, bucket: str) -> list[str]:
     return server.keys(bucket) + server.uploads(bucket)
 
 
+@pytest.mark.heavy
 async def test_a_server_that_dies_is_told_and_all_goes_on_when_it_is_back() -> None:
     with running_s3() as server:
         server.make_bucket("bucket")
@@ -235,6 +236,7 @@ async def test_a_read_that_is_cut_off_goes_on_from_where_it_was(s3: S3Server, s3
     assert proxy.cuts_left == 0
 
 
+@pytest.mark.heavy
 async def test_a_read_that_is_cut_off_for_ever_is_given_up(s3: S3Server, s3_bucket: str) -> None:
     key = await written(store_of(s3_bucket, s3.url), 8)
     proxy = CuttingProxy(s3.url, cuts=10**6, cut_after=2_000)
@@ -297,6 +299,7 @@ async def test_large_blobs_are_written_and_joined_at_a_time(s3: S3Server, s3_buc
     assert s3.uploads(s3_bucket) == []
 
 
+@pytest.mark.heavy
 async def test_memory_is_flat_while_a_large_blob_goes_in_and_out(s3: S3Server, s3_bucket: str) -> None:
     store = store_of(s3_bucket, s3.url)
     await all_of(store, await written(store, 12))

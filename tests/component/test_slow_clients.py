@@ -182,6 +182,7 @@ def streams() -> int:
     return sum("RequestResponseCycle.run_asgi" in repr(task) for task in asyncio.all_tasks())
 
 
+@pytest.mark.heavy
 async def test_nothing_grows_with_clients_that_misbehave(server: str) -> None:
     async def misbehave(number: int) -> None:
         async with connected(server) as client:

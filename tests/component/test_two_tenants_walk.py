@@ -60,7 +60,7 @@ WISHES = ("whales sing", "call f {}", 'call file_search {"queries": ["whales"]}'
 SELDOM = ("delete", "cancel")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.heavy)])
 def settings(request: pytest.FixtureRequest, settings: Settings) -> Settings:
     if request.param == "sqlite":
         return settings

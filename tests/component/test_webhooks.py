@@ -745,6 +745,7 @@ async def _ended_runs(cluster: Cluster, count: int) -> set[str]:
     return set(await asyncio.gather(*(one() for _ in range(count))))
 
 
+@pytest.mark.heavy
 async def test_workers_of_a_cluster_make_exactly_the_right_calls(
     postgres: PostgresServer, tmp_path: Path, endpoint: ScriptedEndpoint, receiver: Receiver
 ) -> None:
@@ -761,6 +762,7 @@ async def test_workers_of_a_cluster_make_exactly_the_right_calls(
         verified(call, hook["secret"])
 
 
+@pytest.mark.heavy
 async def test_a_call_that_dies_with_its_worker_is_made_again(
     postgres: PostgresServer, tmp_path: Path, endpoint: ScriptedEndpoint, receiver: Receiver
 ) -> None:

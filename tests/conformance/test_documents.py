@@ -42,6 +42,8 @@ async def test_documents_are_uploaded_searched_and_cited(sdk: openai.AsyncOpenAI
         found = await sdk.vector_stores.search(store.id, query=question, max_num_results=3)
         assert found.data[0].filename == filename, question
         assert answer in found.data[0].content[0].text
+        has_pages = filename.endswith((".pdf", ".pptx"))
+        assert isinstance((found.data[0].model_extra or {}).get("page"), int) is has_pages
 
     assistant = await new_assistant(sdk, tools=[{"type": "file_search"}], tool_resources=resources_of(store))
     answer_turns(endpoint, [search_for("vacation of a keeper")], [Text(["27 ", "days 【4:0†hand", "book.pdf】."])])
@@ -58,4 +60,6 @@ async def test_documents_are_uploaded_searched_and_cited(sdk: openai.AsyncOpenAI
     assert annotation.type == "file_citation"
     assert part.text.value[annotation.start_index : annotation.end_index] == annotation.text
     assert (await sdk.files.retrieve(annotation.file_citation.file_id)).filename == "handbook.pdf"
+    [_, search] = (await sdk.beta.threads.runs.steps.list(message.run_id or "", thread_id=thread.id)).to_dict()["data"]
+    assert search["step_details"]["tool_calls"][0]["file_search"]["results"][0]["page"] == 1
     assert message.to_dict() == (await sdk.beta.threads.messages.retrieve(message.id, thread_id=thread.id)).to_dict()

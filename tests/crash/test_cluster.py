@@ -258,6 +258,7 @@ async def test_clocks_that_differ_by_ten_seconds(cluster: Cluster) -> None:
             assert conversation.run["started_at"] - conversation.run["created_at"] < 4
 
 
+@pytest.mark.heavy
 async def test_rolling_restart_loses_no_run(cluster: Cluster) -> None:
     """Every process is stopped in order and replaced, one after the other; with time to drain, runs end where they were."""
     cluster.environment["MINI_ASSISTANT_DRAIN_SECONDS"] = "10"
@@ -315,6 +316,7 @@ async def test_workers_are_killed_in_the_middle_of_ingests(cluster: Cluster) -> 
             assert hits["data"][0]["file_id"] == file.id
 
 
+@pytest.mark.heavy
 async def test_s3_fails_and_comes_back(own_postgres: PostgresServer, tmp_path: Path, endpoint: ScriptedEndpoint) -> None:
     """Uploads and downloads are told so, runs without files go on, ingests wait, and nothing is half there."""
     with running_s3() as s3:

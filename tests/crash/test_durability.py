@@ -65,7 +65,8 @@ async def list_threads(session: aiohttp.ClientSession) -> list[str]:
 
 def command(*arguments: str, data_dir: Path, before: str = "") -> subprocess.CompletedProcess[str]:
     """Run the program to its end. before: Python that the process executes first, once everything is imported."""
-    code = f"import sys, mini_assistant.app, mini_assistant.__main__ as program\n{before}\nsys.exit(program.main(sys.argv[1:]))"
+    imports = "import sys, mini_assistant.command_line.server_commands, mini_assistant.__main__ as program"
+    code = f"{imports}\n{before}\nsys.exit(program.main(sys.argv[1:]))"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments, "--data-dir", str(data_dir)],
         env={**os.environ, **NO_MODEL},

@@ -72,6 +72,7 @@ def test_empty_variables_of_the_sdk_count_as_not_set(tmp_path: Path) -> None:
 def test_every_setting_can_be_given_as_text(item: dataclasses.Field[Any]) -> None:
     examples = {
         "host": "::1",
+        "playground": "False",
         "log_level": "error",
         "log_format": "json",
         "traces_sample_ratio": "0.5",

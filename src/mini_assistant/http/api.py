@@ -23,7 +23,7 @@ from mini_assistant.http.download import OpenedDownload, open_download, send_dow
 from mini_assistant.http.error_response import SERVER_ERROR, envelope, error_of, unavailable
 from mini_assistant.http.idempotency import IdempotentCall
 from mini_assistant.http.multipart import MultipartForm
-from mini_assistant.http.routing import Answer, Download, Request, Route, RouteTable, RunStream, check_path_ids
+from mini_assistant.http.routing import Answer, Download, Page, Request, Route, RouteTable, RunStream, check_path_ids
 from mini_assistant.http.sse import OpenedStream, Receive, Send, client_has_left, open_run_stream, send_run_stream
 from mini_assistant.http.validation import decode_body, decode_query
 from mini_assistant.ids import new_request_id
@@ -108,6 +108,9 @@ class Api:
             elif isinstance(answer, Download):
                 await self._download(await open_download(self._services.blobs, answer, exchange.headers), exchange, send)
                 return
+            elif isinstance(answer, Page):
+                await self._page(answer, exchange, send)
+                return
             else:
                 body = answer
         except ClientLeft:
@@ -172,6 +175,16 @@ class Api:
                 exchange.scope["state"][ABORT]()
                 await client_has_left(exchange.receive)
         self._record(exchange, opened.status)
+
+    async def _page(self, page: Page, exchange: _Exchange, send: Send) -> None:
+        is_known = bool(page.etag) and page.etag in exchange.headers.get(b"if-none-match", b"")
+        status, body = (304, b"") if is_known else (page.status, page.content)
+        headers = [*page.headers, *_answer_headers(exchange, self._count(exchange, status))]
+        if not is_known:
+            headers.append((b"content-length", b"%d" % len(body)))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+        self._record(exchange, status)
 
     async def _answer(self, exchange: _Exchange) -> Answer:
         scope, headers = exchange.scope, exchange.headers

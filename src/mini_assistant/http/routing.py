@@ -56,8 +56,18 @@ class Download:
     filename: str
 
 
-Answer = bytes | str | RunStream | Download
-"""What a route gives back: JSON text, a stream, or bytes."""
+@dataclass(frozen=True, slots=True)
+class Page:
+    """An answer for browsers, with its own headers. etag: a browser that names it has the page already; empty: nobody is to keep it."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    content: bytes
+    etag: bytes = b""
+
+
+Answer = bytes | str | RunStream | Download | Page
+"""What a route gives back: JSON text, a stream, bytes, or a page."""
 
 
 class Request(msgspec.Struct, Generic[Body, Query]):

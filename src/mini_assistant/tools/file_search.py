@@ -179,7 +179,8 @@ def _told_passage(result: SearchResult, marker: str) -> str:
 
 def _shown_result(result: SearchResult) -> FileSearchResult:
     content = [FileSearchResultContent(result.passage.text)]
-    return FileSearchResult(result.file_id, result.filename, result.score, dict(result.attributes), content)
+    page = UNSET if result.passage.page is None else result.passage.page
+    return FileSearchResult(result.file_id, result.filename, result.score, dict(result.attributes), content, page)
 
 
 def _told_summaries(summaries: Sequence[tuple[str, str]]) -> str:

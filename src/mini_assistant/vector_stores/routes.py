@@ -1,6 +1,7 @@
 """The endpoints of vector stores, of their files and of file batches."""
 
 import msgspec
+from msgspec import UNSET
 
 from mini_assistant.assistants.schema import Deleted
 from mini_assistant.http.routing import Request, Route
@@ -87,7 +88,9 @@ def _search_options(body: SearchVectorStore) -> SearchOptions:
 
 
 def _found_passage(result: SearchResult) -> FoundPassage:
-    return FoundPassage(result.file_id, result.filename, result.score, result.attributes, [FileText(result.passage.text)])
+    passage = result.passage
+    page = UNSET if passage.page is None else passage.page
+    return FoundPassage(result.file_id, result.filename, result.score, result.attributes, [FileText(passage.text)], page)
 
 
 async def create_vector_store_file(request: Request[CreateVectorStoreFile, None]) -> str:

@@ -260,13 +260,14 @@ class SearchVectorStore(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class FoundPassage(msgspec.Struct):
-    """A passage that a search found. score: 0..1."""
+    """A passage that a search found. score: 0..1. page: from 1, of files that have pages; an extension."""
 
     file_id: str
     filename: str
     score: float
     attributes: dict[str, str | bool | int | float]
     content: list[FileText]
+    page: int | UnsetType = UNSET
 
 
 class SearchResultsPage(msgspec.Struct, kw_only=True):

@@ -60,7 +60,10 @@ class FastembedEmbedder:
                 # By name, because the package is optional and has no types.
                 fastembed: Any = import_module("fastembed")
             except ImportError as exc:
-                message = f"The embedder 'fastembed' is not installed: {exc}. Run `pip install fastembed`, or set `embedder`."
+                message = (
+                    f"The embedder 'fastembed' is not installed: {exc}. Run `pip install \"mini-assistant[fastembed]\"`, "
+                    "or `.venv/bin/pip install fastembed` in a checkout; or set `embedder`."
+                )
                 raise EmbeddingFailed(message, retryable=False) from exc
             try:
                 self._loaded = fastembed.TextEmbedding(model_name=self._model, cache_dir=self._cache_dir)

@@ -23,9 +23,7 @@ DIMENSION = 256
 
 _WEIGHTS_FILE = "weights/l2_supercat_256.safetensors"
 _TOKENIZER_FILE = "tokenizers/l2_supercat_tokenizer_config.json"
-_INSTALL_HINT = (
-    "Run `make setup`, or `pip install tokenizers safetensors` and `pip install --no-deps wordllama==0.2.2.post0`; or set `embedder`."
-)
+_INSTALL_HINT = 'Run `make setup` in a checkout, or `pip install "mini-assistant[local]"`; or set `embedder`.'
 # Texts of one call of a thread: enough to keep it busy, few enough that a cancelled ingest stops within 0.1 s.
 _TEXTS_PER_CALL = 32
 

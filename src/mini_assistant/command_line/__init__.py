@@ -1,0 +1,1 @@
+"""The commands of `mini-assistant`: what each takes, and what it does."""
