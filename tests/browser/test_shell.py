@@ -230,7 +230,7 @@ def test_by_keyboard_alone(page: Page, views: dict[str, str]) -> None:
 DEVICES = {"desktop": (1280, 800), "phone": (360, 740)}
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_views_fit_and_axe_finds_nothing_serious(page: Page, views: dict[str, str], shots: Path, theme: str, device: str) -> None:
     """Each view is looked at in both themes on a large and a small screen, and its picture is kept."""

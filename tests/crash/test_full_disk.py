@@ -250,6 +250,7 @@ async def test_an_upload_that_does_not_fit_leaves_nothing(server: Embedded, leav
     assert len(server.blobs()) == 1
 
 
+@pytest.mark.heavy
 async def test_a_file_is_ingested_when_there_is_room(server: Embedded) -> None:
     """What was to be ingested is neither lost nor failed for a disk that was full for a while."""
     texts = [f"The zebra{number} says that nothing of it is lost. " * 200 for number in range(3)]
@@ -306,6 +307,7 @@ async def test_a_blob_whose_row_does_not_fit_is_not_forgotten(server: Embedded, 
     assert claimed <= set(server.blobs()) <= claimed | reserved
 
 
+@pytest.mark.heavy
 async def test_an_embedded_server_is_killed_while_the_disk_is_full(server: Embedded) -> None:
     """A start on a full disk succeeds, or says what is wrong; with room again it goes on from what was acknowledged."""
     starts: list[str] = []
@@ -407,6 +409,7 @@ async def post_until_refused(cluster: Cluster, disk: SmallDisk) -> None:
                 disk.fill()
 
 
+@pytest.mark.heavy
 async def test_postgresql_has_no_room_for_rows(
     small_postgres: tuple[PostgresServer, SmallDisk], endpoint: ScriptedEndpoint, tmp_path: Path
 ) -> None:
@@ -479,6 +482,7 @@ def switch_log_until_it_ends(postgres: PostgresServer) -> int:
 
 
 @pytest.mark.parametrize("attempts_max", [20, 1], ids=["for a while", "for too long"])
+@pytest.mark.heavy
 async def test_a_worker_has_no_room_for_copies(
     small_postgres: tuple[PostgresServer, SmallDisk], endpoint: ScriptedEndpoint, tmp_path: Path, attempts_max: int
 ) -> None:

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
 import sqlalchemy as sa
 
 from mini_assistant.app import open_services
@@ -53,6 +54,7 @@ def _seed() -> int:
     return seed
 
 
+@pytest.mark.heavy
 async def test_usage_is_what_steps_and_runs_say_whenever_workers_are_killed(postgres: PostgresServer, tmp_path: Path) -> None:
     pick, is_over = random.Random(_seed()), asyncio.Event()
     async with ScriptedEndpoint(SCRIPT) as endpoint:
