@@ -22,16 +22,12 @@ _FLAGS = ("host", "port", "data_dir", "database_url")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = command_parser().parse_args(arguments)
     try:
         return _run(options)
     except (ConfigError, BackendError, OSError) as exc:
         print(f"mini-assistant: {exc}", file=sys.stderr)
         return 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    return command_parser()
 
 
 def _run(options: argparse.Namespace) -> int:

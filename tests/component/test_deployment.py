@@ -18,8 +18,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from mini_assistant.__main__ import _parser  # pyright: ignore[reportPrivateUsage]
 from mini_assistant.app import all_routes
+from mini_assistant.command_line.parser import command_parser
 from mini_assistant.settings import Settings, described_settings, load_settings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -137,14 +137,14 @@ def image_environment() -> dict[str, str]:
 
 def settings_of(environment: Mapping[str, str], arguments: list[str]) -> Settings:
     """The settings of a process of the image with these variables and arguments."""
-    options = vars(_parser().parse_args(arguments))
+    options = vars(command_parser().parse_args(arguments))
     flags = {name: options.get(name) for name in ("host", "port", "data_dir")}
     return load_settings(environment={**image_environment(), **environment}, flags=flags)
 
 
 def port_of(arguments: list[str]) -> int:
     """Where a process with these arguments answers its probes."""
-    options = _parser().parse_args(arguments)
+    options = command_parser().parse_args(arguments)
     return options.port if arguments[0] == "serve" else options.probe_port
 
 
@@ -208,7 +208,7 @@ def test_commands_of_the_deployment_page_exist() -> None:
 
     assert {"serve", "worker", "migrate", "check"} <= {command.split()[0] for command in commands}
     for command in commands:
-        _parser().parse_args(command.split())
+        command_parser().parse_args(command.split())
 
 
 def test_the_config_file_of_the_page_is_one(tmp_path: Path) -> None:
